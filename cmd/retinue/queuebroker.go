@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"retinue/coordinator/source"
+	"retinue/coordinator/source/dial"
+	"retinue/coordinator/source/memory"
+	"retinue/internal/hint"
+)
+
+// brokerTimeout bounds the opening of one queue.
+const brokerTimeout = 15 * time.Second
+
+// openBroker returns what opens the queues of the broker at url.
+func openBroker(url string) (func(source.Options) (source.Source, error), error) {
+	scheme, _, _ := strings.Cut(url, ":")
+	switch scheme {
+	case "memory":
+		broker := memory.New()
+		return func(o source.Options) (source.Source, error) { return broker.Open(o) }, nil
+	case "":
+		return nil, usageError{hint.Wrap(fmt.Errorf("no broker named"), "give --broker URL; memory: tries a worker without one")}
+	}
+	if !slices.Contains(strings.Split(dial.Schemes, ", "), scheme) {
+		return nil, usageError{hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", dial.Schemes)}
+	}
+	return func(o source.Options) (source.Source, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), brokerTimeout)
+		defer cancel()
+		return dial.Open(ctx, url, o)
+	}, nil
+}
