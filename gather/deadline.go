@@ -1,0 +1,38 @@
+package gather
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// mergeMargin is added to the merge's measured p99, for the answer's way back.
+const mergeMargin = 2 * time.Millisecond
+
+// ParseDeadline reads Retinue-Deadline-Ms: the time left in milliseconds, relative, so that no clocks need to agree.
+func ParseDeadline(s string) (time.Duration, error) {
+	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	if err != nil || !(f > 0 && f <= 1e9) {
+		return 0, fmt.Errorf("Retinue-Deadline-Ms %q is not a number of milliseconds above 0", s)
+	}
+	return time.Duration(f * float64(time.Millisecond)), nil
+}
+
+// FormatDeadline writes d as ParseDeadline reads it: whole milliseconds, rounded down, 1 at least.
+func FormatDeadline(d time.Duration) string {
+	return strconv.FormatInt(max(1, d.Milliseconds()), 10)
+}
+
+// Deadline divides the time of one request.
+type Deadline struct {
+	Total  time.Duration // until the client must have its answer
+	Gather time.Duration // until the merge must have the last leaf
+	Leaf   time.Duration // that a leaf is told
+}
+
+// Divide splits total: the merge gets its reserve, at most half; a leaf is told what is left after one level's way.
+func Divide(total, reserve, perLevel time.Duration) Deadline {
+	g := total - min(reserve, total/2)
+	return Deadline{Total: total, Gather: g, Leaf: max(g-perLevel, g/2)}
+}

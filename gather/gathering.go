@@ -1,0 +1,470 @@
+package gather
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"retinue/internal/clock"
+)
+
+// maxRetries is how often one shard of one request is tried again.
+const maxRetries = 2
+
+// shard is how one shard stands in one request.
+type shard struct {
+	id          int
+	pool        *pool
+	weight      float64
+	state       State
+	share       float64 // of a partial answer
+	outstanding int
+	hedges      int
+	retries     int
+	noHedge     bool // it pushed back
+	refused     bool // the budget had no hedge for it, so far
+	attempts    []*attempt
+	winner      *attempt
+	detail      string
+	status      int
+}
+
+// gathering is one request under way. One goroutine owns it and calls its methods; leaf calls come back on done.
+type gathering struct {
+	root   *Root
+	req    *request
+	common *http.Request // what all leaf calls have in common
+	merge  merger
+	shards []shard
+	done   chan *attempt
+
+	outstanding   int
+	waiting       int
+	waitingWeight float64
+	cover         Coverage // of the shards that are decided
+	hedges, won   int
+	calls         int
+	delay         time.Duration // after which a call is hedged; 0: not
+	latencies     []time.Duration
+	mergeErr      error           // it ended before the leaves did
+	leaf          context.Context // of all leaf calls
+	stop          context.CancelFunc
+}
+
+// gather fans the request out and feeds the merge until there is nothing more to wait for. It returns how it ended, or "" when
+// the client went away.
+func (g *gathering) gather(ctx context.Context) (reason string) {
+	root, req := g.root, g.req
+	g.leaf, g.stop = context.WithCancel(ctx)
+	defer g.abandon()
+	method := req.method
+	if d, ok := root.hedger.Delay(req.class, method); ok {
+		g.delay = d
+	}
+	g.start()
+	limit := time.NewTimer(req.deadline.Gather - root.clock.Now().Sub(req.start))
+	defer limit.Stop()
+	var hedgeTimer, waitTimer *time.Timer
+	var hedgeC, waitC <-chan time.Time
+	if g.delay > 0 {
+		hedgeTimer = time.NewTimer(g.delay)
+		defer hedgeTimer.Stop()
+		hedgeC = hedgeTimer.C
+	}
+	for round := 1; g.waiting > 0; {
+		select {
+		case att := <-g.done:
+			g.take(att)
+		case <-hedgeC:
+			if refused := g.hedgeAll(round, root.clock.Now()); refused > 0 {
+				hedgeTimer.Reset(max(g.delay/4, 5*time.Millisecond)) // other requests earn tokens meanwhile
+			} else if round++; round <= root.cfg.Hedge.Max {
+				hedgeTimer.Reset(g.delay)
+			}
+			continue
+		case <-waitC:
+			g.expire(root.clock.Now())
+			return reasonPolicy
+		case <-limit.C:
+			g.expire(root.clock.Now())
+			return reasonDeadline
+		case <-g.merge.early():
+			return g.mergeIsDone()
+		case <-ctx.Done():
+			g.decideRest(Timeout)
+			if ctx.Err() == context.DeadlineExceeded {
+				return reasonDeadline
+			}
+			return ""
+		}
+		if g.waiting == 0 {
+			break
+		}
+		select {
+		case <-g.merge.early():
+			return g.mergeIsDone()
+		default:
+		}
+		possible, wait, settle := g.judge()
+		switch {
+		case !possible:
+			g.cover.failing = true
+			g.decideRest(Skipped) // this request fails whatever they say
+			return reasonPolicy
+		case settle && wait <= 0:
+			g.expire(root.clock.Now())
+			return reasonPolicy
+		case settle && waitTimer == nil:
+			waitTimer = time.NewTimer(wait)
+			defer waitTimer.Stop()
+			waitC = waitTimer.C
+		case settle:
+			waitTimer.Reset(wait)
+		}
+	}
+	if g.cover.Whole() {
+		return reasonComplete
+	}
+	return reasonPolicy
+}
+
+// start sends one call to each shard.
+func (g *gathering) start() {
+	now := g.root.clock.Now()
+	all := make([]attempt, len(g.req.shards))
+	g.shards = make([]shard, len(g.req.shards))
+	g.common = &http.Request{Method: g.req.method, ContentLength: int64(len(g.req.body)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	g.done = make(chan *attempt, len(all)*(1+g.root.cfg.Hedge.Max+maxRetries))
+	g.latencies = make([]time.Duration, 0, len(all))
+	for i, id := range g.req.shards {
+		p := g.root.fleet.pools[id]
+		g.shards[i] = shard{id: id, pool: p, weight: p.weighs(), state: Waiting}
+		g.waitingWeight += g.shards[i].weight
+	}
+	g.waiting = len(g.shards)
+	for i := range g.shards {
+		s := &g.shards[i]
+		r := s.pool.pick(now, primary, nil, rand.Uint64())
+		if r == nil {
+			s.detail = "no instance is known"
+			if len(s.pool.list()) > 0 {
+				s.detail = "no instance passes its check, and the last known do not answer"
+			}
+			g.decide(s, Missing, 0)
+			continue
+		}
+		g.send(s, r, primary, now, &all[i])
+	}
+	g.root.earn(now, g.calls)
+}
+
+// send starts one call.
+func (g *gathering) send(s *shard, r *replica, why purpose, now clock.Instant, att *attempt) {
+	ctx, cancel := context.WithCancel(g.leaf)
+	*att = attempt{shard: s, replica: r, why: why, probe: why == primary && r.outUntil.Load() != 0, start: now, cancel: cancel, outcome: underWay}
+	if m := s.pool.members(); m.checks != nil {
+		att.check = m.check(r)
+		g.root.metrics.lastResort.Inc()
+	}
+	s.attempts = append(s.attempts, att)
+	s.outstanding++
+	g.outstanding++
+	g.calls++
+	r.inflight.Add(1)
+	r.calls.Add(1)
+	go g.run(ctx, att)
+}
+
+// take notes the result of a call, and what follows from it.
+func (g *gathering) take(att *attempt) {
+	s, r := att.shard, &att.result
+	g.outstanding--
+	s.outstanding--
+	if att.outcome == underWay { // a loser was judged when it lost
+		att.outcome, att.end, att.status, att.detail = r.outcome, r.end, r.status, r.detail
+		g.note(att, r)
+	}
+	if s.state != Waiting {
+		r.answer.release()
+		return
+	}
+	switch r.outcome {
+	case gotAnswer, gotEmpty, gotPartial:
+		att.size = len(r.answer.body)
+		s.winner = att
+		g.dropLosers(s, att, r.end)
+		state := OK
+		if r.outcome == gotEmpty {
+			state = Empty
+		}
+		if r.outcome == gotPartial {
+			state, s.share = Partial, r.answer.coverage
+		}
+		g.decide(s, state, s.share)
+		g.merge.add(r.answer)
+	case cancelled: // the whole request is, as its owner sees next
+	default:
+		s.detail, s.status = r.detail, r.status
+		if s.outstanding == 0 && !g.again(s, r) {
+			g.decide(s, Failed, 0)
+		}
+	}
+}
+
+// note tells the replica's record how a call went.
+func (g *gathering) note(att *attempt, r *result) {
+	took := att.end.Sub(att.start)
+	rep, p := att.replica, att.shard.pool
+	if att.probe {
+		rep.probing.Store(false)
+	}
+	g.root.metrics.call(att.outcome, took)
+	switch att.outcome {
+	case gotAnswer, gotEmpty, gotPartial, refused:
+		rep.observe(att.end, took)
+		g.latencies = append(g.latencies, took)
+		p.good(rep, att.end)
+	case pushedBack:
+		att.shard.noHedge = true
+		rep.pushback.Store(int64(att.end.Add(max(r.later, time.Second))))
+		if r.status == http.StatusServiceUnavailable {
+			g.root.blame(p, rep, att.end)
+		}
+	case serverError, unreached, broken:
+		g.root.blame(p, rep, att.end)
+	}
+}
+
+// dropLosers cancels the other copies. A first call that was overtaken by its hedge counts against its replica.
+func (g *gathering) dropLosers(s *shard, winner *attempt, now clock.Instant) {
+	if winner.why == hedge {
+		g.won++
+		g.root.metrics.hedgesWon.Inc()
+	}
+	for _, att := range s.attempts {
+		if att == winner || att.outcome != underWay {
+			continue
+		}
+		if winner.why == hedge && att.why != hedge {
+			g.tooSlow(att, lostHedge, now)
+		} else {
+			g.end(att, cancelled, now)
+		}
+	}
+}
+
+// tooSlow ends a call and holds it against the replica, which may be frozen.
+func (g *gathering) tooSlow(att *attempt, how outcome, now clock.Instant) {
+	took := now.Sub(att.start)
+	g.end(att, how, now)
+	att.replica.observe(now, took)
+	att.replica.lost.Add(1)
+	if g.delay > 0 {
+		took = g.delay // how much slower it would have been is not known: a frozen replica must not move the quantile up
+	}
+	g.latencies = append(g.latencies, took)
+	g.root.blame(att.shard.pool, att.replica, now)
+}
+
+// end cancels a call.
+func (g *gathering) end(att *attempt, how outcome, now clock.Instant) {
+	att.outcome, att.end = how, now
+	if att.probe {
+		att.replica.probing.Store(false)
+	}
+	g.root.metrics.call(how, now.Sub(att.start))
+	att.cancel()
+}
+
+// again retries a failed call on another replica, if it may.
+func (g *gathering) again(s *shard, r *result) bool {
+	replay := g.root.cfg.Hedge.Methods[g.req.method]
+	switch {
+	case r.outcome != unreached && !(replay && (r.outcome == pushedBack || r.outcome == broken)):
+		return false
+	case s.retries >= maxRetries:
+		return false
+	}
+	next := s.pool.pick(r.end, retry, s.used(), rand.Uint64())
+	if next == nil || !g.root.retries.Spend(r.end) {
+		return false
+	}
+	s.retries++
+	g.root.metrics.retries.Inc()
+	g.send(s, next, retry, r.end, &attempt{})
+	return true
+}
+
+func (s *shard) used() []*replica {
+	used := make([]*replica, len(s.attempts))
+	for i, a := range s.attempts {
+		used[i] = a.replica
+	}
+	return used
+}
+
+// fewHedges is what one request may have, and a tenth of its shards. Where more are late at once it is not a few slow replicas: their
+// second copies would be late as well, and would take the budget from requests that one copy helps.
+const fewHedges = 3
+
+// hedgeAll sends a second copy of every call that is still out, as far as the budget goes. It returns how many it would not let.
+func (g *gathering) hedgeAll(round int, now clock.Instant) (refused int) {
+	for i := range g.shards {
+		s := &g.shards[i]
+		if s.state != Waiting || s.outstanding == 0 || s.noHedge || s.retries > 0 || s.hedges >= round {
+			continue
+		}
+		r := s.pool.pick(now, hedge, s.used(), rand.Uint64())
+		if r == nil {
+			continue
+		}
+		if !g.mayHedge(s, now) {
+			refused++
+			continue
+		}
+		s.hedges++
+		s.refused = false
+		g.hedges++
+		g.root.metrics.hedgesSent.Inc()
+		g.send(s, r, hedge, now, &attempt{})
+	}
+	return refused
+}
+
+// mayHedge asks the budget of hedges, and for calls that wait for a replica which was ejected meanwhile, that of retries.
+func (g *gathering) mayHedge(s *shard, now clock.Instant) bool {
+	last := s.attempts[len(s.attempts)-1]
+	if last.replica.outUntil.Load() != 0 && !last.probe && g.root.retries.Spend(now) {
+		return true
+	}
+	if g.hedges >= max(fewHedges, len(g.shards)/10) {
+		if !s.refused {
+			g.root.hedger.Want(now)
+		}
+	} else if g.root.hedger.May(now, s.refused) {
+		return true
+	}
+	if !s.refused {
+		g.root.metrics.hedgesSuppressed.Inc()
+	}
+	s.refused = true
+	return false
+}
+
+// decide fixes the state of a shard.
+func (g *gathering) decide(s *shard, state State, share float64) {
+	s.state = state
+	g.waiting--
+	g.waitingWeight -= s.weight
+	g.cover.Add(state, s.weight, share)
+}
+
+// decideRest gives every shard that is still out the same state.
+func (g *gathering) decideRest(state State) {
+	for i := range g.shards {
+		if g.shards[i].state == Waiting {
+			g.decide(&g.shards[i], state, 0)
+		}
+	}
+}
+
+// mergeIsDone ends the waiting because the merge needs nothing more, or is dead.
+func (g *gathering) mergeIsDone() string {
+	g.decideRest(Skipped)
+	g.mergeErr = g.merge.failed()
+	return reasonComplete
+}
+
+// expire ends the waiting: what is out by now is too late. It counts against the replicas that were slower than a hedge waits.
+func (g *gathering) expire(now clock.Instant) {
+	for i := range g.shards {
+		s := &g.shards[i]
+		if s.state != Waiting {
+			continue
+		}
+		for _, att := range s.attempts {
+			if took := now.Sub(att.start); att.outcome == underWay && took >= max(g.delay, 10*time.Millisecond) {
+				g.tooSlow(att, timedOut, now)
+			}
+		}
+		if s.detail == "" {
+			s.detail = "no answer in the time there was"
+		}
+		g.decide(s, Timeout, 0)
+	}
+}
+
+// judge says whether the policy can still be met, and, once it is met early, how long to wait for the rest.
+func (g *gathering) judge() (possible bool, wait time.Duration, settle bool) {
+	policy := g.req.policy
+	if !policy.Met(g.cover.with(OK, g.waiting, g.waitingWeight)) {
+		return false, 0, false
+	}
+	if !policy.Early() {
+		return true, 0, false
+	}
+	now := g.cover.with(Timeout, g.waiting, g.waitingWeight)
+	if !policy.Met(now) {
+		return true, 0, false
+	}
+	cfg := &g.root.cfg
+	left := g.req.deadline.Gather - g.root.clock.Now().Sub(g.req.start)
+	factor := cfg.WaitMax - (cfg.WaitMax-cfg.WaitMin)*policy.progress(now)
+	return true, time.Duration(float64(left) * factor), true
+}
+
+// abandon cancels what is still out, and sees to it that late answers give their memory back.
+func (g *gathering) abandon() {
+	g.stop()
+	now := g.root.clock.Now()
+	for i := range g.shards {
+		if s := &g.shards[i]; s.outstanding > 0 {
+			for _, att := range s.attempts {
+				if att.outcome == underWay {
+					g.end(att, cancelled, now)
+				}
+			}
+		}
+	}
+	g.req.class.Observe(now, g.latencies...)
+	if left := g.outstanding; left > 0 {
+		done := g.done
+		go func() {
+			for range left {
+				late := <-done
+				late.result.answer.release()
+			}
+		}()
+	}
+}
+
+// coverage is the final figure, added up in the order of shards.
+func (g *gathering) coverage() Coverage {
+	c := Coverage{failing: g.cover.failing}
+	for i := range g.shards {
+		s := &g.shards[i]
+		c.Add(s.state, s.weight, s.share)
+	}
+	return c
+}
+
+// problems lists the shards that are not whole.
+func (g *gathering) problems() []ShardProblem {
+	var list []ShardProblem
+	for i := range g.shards {
+		s := &g.shards[i]
+		if s.state == OK || s.state == Empty || s.state == Skipped {
+			continue
+		}
+		p := ShardProblem{Shard: s.id, State: s.state, Error: s.detail}
+		if s.state == Partial {
+			p.Coverage = s.share
+		}
+		if n := len(s.attempts); n > 0 {
+			p.Replica, p.Node = s.attempts[n-1].replica.name, s.attempts[n-1].replica.node
+		}
+		list = append(list, p)
+	}
+	return list
+}

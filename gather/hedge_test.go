@@ -1,0 +1,263 @@
+package gather
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// warm lets the root measure its leaves.
+func warm(t testing.TB, r *testRoot) {
+	t.Helper()
+	eventually(t, "the latency is known", func() bool {
+		r.get(t, "/")
+		_, ok := r.root.hedger.Delay(r.root.hedger.class("GET /"), "GET")
+		return ok
+	})
+}
+
+func TestHedgeGoesToTheOtherReplica(t *testing.T) {
+	slow, fast := newLeaf(t, say("x")), newLeaf(t, say("x"))
+	r := newTestRoot(t, func(s *Settings) {
+		s.Leaf.Static, s.Hedge.Budget, s.Eject.Consecutive = leaves([]*leafServer{slow, fast}), "50%", 0
+	})
+	warm(t, r)
+	var hedged atomic.Int64
+	slow.set(hang)
+	fast.set(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Retinue-Hedge") == "1" {
+			hedged.Add(1)
+		}
+		io.WriteString(w, "fast")
+	})
+	eventually(t, "a hedge wins", func() bool {
+		a := r.get(t, "/")
+		if a.status != 200 || a.body != "fast\n" {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		return a.header.Get("Retinue-Hedges") == "1/1" && hedged.Load() > 0
+	})
+	eventually(t, "the losers are cancelled", func() bool { return slow.alive.Load() == 0 })
+}
+
+// TestLoserIsCancelledAtOnce: the copy that lost ends while the request still waits for another shard.
+func TestLoserIsCancelledAtOnce(t *testing.T) {
+	one, two, last := newLeaf(t, say("x")), newLeaf(t, say("x")), newLeaf(t, say("y"))
+	r := newTestRoot(t, func(s *Settings) {
+		s.Leaf.Static, s.Hedge.Budget, s.Eject.Consecutive = leaves([]*leafServer{one, two}, []*leafServer{last}), "50%", 0
+	})
+	warm(t, r)
+	// Of the two replicas the one that is asked first hangs until it is cancelled, and the other shard answers only then:
+	// whatever replica is chosen and whatever shard is reached first, the answer stands for the loser's end.
+	var asked atomic.Bool
+	freed := make(chan struct{})
+	loses := func(w http.ResponseWriter, req *http.Request) {
+		if asked.Swap(true) {
+			io.WriteString(w, "x")
+			return
+		}
+		<-req.Context().Done()
+		close(freed)
+	}
+	one.set(loses)
+	two.set(loses)
+	last.set(func(w http.ResponseWriter, req *http.Request) {
+		select {
+		case <-freed:
+		case <-req.Context().Done():
+		}
+		io.WriteString(w, "y")
+	})
+	if a := r.get(t, "/", "Retinue-Deadline-Ms", "5000"); a.status != 200 {
+		t.Fatalf("the request waited for a loser that nobody cancelled: %d %s", a.status, a.body)
+	}
+}
+
+func TestNoHedge(t *testing.T) {
+	for name, c := range map[string]struct {
+		method string
+		change func(*Settings)
+	}{
+		"method":  {"POST", func(s *Settings) {}},
+		"budget":  {"GET", func(s *Settings) { s.Hedge.Budget, s.Hedge.Quantile = "0%", "0.5" }},
+		"minimum": {"GET", func(s *Settings) { s.Hedge.Min = "8s" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newLeaf(t, say("x")), newLeaf(t, say("x"))
+			r := newTestRoot(t, func(s *Settings) {
+				s.Leaf.Static, s.Hedge.Budget = leaves([]*leafServer{a, b}), "50%"
+				c.change(s)
+			})
+			for range 200 {
+				r.do(t, c.method, "/", "")
+			}
+			slowly := func(w http.ResponseWriter, req *http.Request) {
+				time.Sleep(60 * time.Millisecond)
+				io.WriteString(w, "x")
+			}
+			a.set(slowly)
+			b.set(slowly)
+			before := a.calls.Load() + b.calls.Load()
+			for range 10 {
+				r.do(t, c.method, "/", "")
+			}
+			if n := a.calls.Load() + b.calls.Load() - before; n != 10 {
+				t.Errorf("10 requests became %d calls", n)
+			}
+		})
+	}
+}
+
+// TestHedgeBudget is a canary for hedging without a budget: every call is slow, so every call would be hedged.
+func TestHedgeBudget(t *testing.T) {
+	a, b := newLeaf(t, say("x")), newLeaf(t, say("x"))
+	r := newTestRoot(t, func(s *Settings) {
+		s.Leaf.Static, s.Hedge.Budget, s.Eject.Consecutive = leaves([]*leafServer{a, b}), "3%", 0
+		s.Hedge.Quantile = "0.2" // so that slow calls stay slower than the quantile for long
+	})
+	warm(t, r)
+	slowly := func(w http.ResponseWriter, req *http.Request) {
+		select {
+		case <-time.After(30 * time.Millisecond):
+		case <-req.Context().Done():
+		}
+		io.WriteString(w, "x")
+	}
+	a.set(slowly)
+	b.set(slowly)
+	start := time.Now()
+	for range 100 {
+		r.get(t, "/")
+	}
+	state := r.root.hedger.budget.State(r.root.clock.Now())
+	all := a.calls.Load() + b.calls.Load()
+	// The share of all calls, and a reserve for each window that has begun.
+	most := 0.03*float64(all) + reserve*(1+time.Since(start).Seconds()/budgetWindow)
+	if got := float64(state.Spent); got > most+1 || got == 0 || state.Refused == 0 {
+		t.Errorf("%g hedges for %d calls with a budget of 3%%, at most %g: %+v", got, all, most, state)
+	}
+}
+
+func TestNoHedgeAfterPushback(t *testing.T) {
+	busy, slow := newLeaf(t, say("x")), newLeaf(t, say("x"))
+	r := newTestRoot(t, func(s *Settings) { s.Leaf.Static, s.Hedge.Budget = leaves([]*leafServer{busy, slow}), "50%" })
+	warm(t, r)
+	busy.set(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "10"); w.WriteHeader(503) })
+	slow.set(func(w http.ResponseWriter, req *http.Request) {
+		time.Sleep(50 * time.Millisecond)
+		io.WriteString(w, "x")
+	})
+	eventually(t, "the busy replica has pushed back", func() bool { r.get(t, "/"); return r.replica(busy).pushback.Load() != 0 })
+	before := busy.calls.Load()
+	for range 10 {
+		r.get(t, "/")
+	}
+	if n := busy.calls.Load() - before; n != 0 {
+		t.Errorf("%d calls to a replica that asked to be left alone", n)
+	}
+}
+
+// TestFrozenReplica: one of two replicas of every shard stops answering under load. No request fails, and it is out of the way soon.
+func TestFrozenReplica(t *testing.T) {
+	const shards = 4
+	var all [][]*leafServer
+	for i := range shards {
+		all = append(all, []*leafServer{newLeaf(t, say(fmt.Sprint(i))), newLeaf(t, say(fmt.Sprint(i)))})
+	}
+	r := newTestRoot(t, func(s *Settings) { s.Leaf.Static = leaves(all...) })
+	for range 300 {
+		r.get(t, "/")
+	}
+	for _, replicas := range all {
+		replicas[0].set(hang)
+	}
+	out := func() int { _, n := r.root.fleet.count(); return n }
+	var failed, requests atomic.Int64
+	start := time.Now()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				requests.Add(1)
+				if a := r.get(t, "/"); a.status != 200 {
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	eventually(t, "the frozen replicas are ejected", func() bool { return out() == shards })
+	took := time.Since(start)
+	close(stop)
+	wg.Wait()
+	t.Logf("ejected after %s; %d of %d requests failed", took, failed.Load(), requests.Load())
+	if failed.Load() > 0 {
+		t.Error("requests failed although every shard had a replica that answers")
+	}
+	// It comes back when it answers again: make its time be over, and let a probe find out.
+	for i, replicas := range all {
+		replicas[0].set(say(fmt.Sprint(i)))
+		for _, rep := range r.root.fleet.pools[i].list() {
+			if rep.outUntil.Load() != 0 {
+				rep.outUntil.Store(1)
+			}
+		}
+	}
+	eventually(t, "the replicas are back", func() bool { r.get(t, "/"); return out() == 0 })
+}
+
+func TestFlappingReplicaStaysOutLonger(t *testing.T) {
+	bad, good := newLeaf(t, status(500)), newLeaf(t, say("x"))
+	r := newTestRoot(t, func(s *Settings) {
+		s.Leaf.Static, s.Partial.Policy, s.Eject.For = leaves([]*leafServer{bad, good}), "best", "50ms..1h"
+	})
+	rep := r.replica(bad)
+	longest := time.Duration(0)
+	eventually(t, "it is ejected for longer and longer", func() bool {
+		r.get(t, "/")
+		if until := rep.outUntil.Load(); until != 0 {
+			longest = max(longest, time.Duration(until)-time.Duration(r.root.clock.Now()))
+		}
+		return longest > 300*time.Millisecond
+	})
+}
+
+// TestOneRequestDoesNotTakeTheBudget: when all shards are late at once, a request has few hedges, however large the budget is.
+func TestOneRequestDoesNotTakeTheBudget(t *testing.T) {
+	const shards = 40
+	var all [][]*leafServer
+	var slow atomic.Bool
+	for range shards {
+		var replicas []*leafServer
+		for range 2 {
+			replicas = append(replicas, newLeaf(t, func(w http.ResponseWriter, req *http.Request) {
+				if slow.Load() {
+					time.Sleep(300 * time.Millisecond)
+				}
+				io.WriteString(w, "x")
+			}))
+		}
+		all = append(all, replicas)
+	}
+	r := newTestRoot(t, func(s *Settings) {
+		s.Leaf.Static, s.Hedge.Budget, s.Eject.Consecutive = leaves(all...), "100%", 0
+	})
+	warm(t, r)
+	slow.Store(true)
+	a := r.get(t, "/", "Retinue-Deadline-Ms", "5000")
+	sent, _, _ := strings.Cut(a.header.Get("Retinue-Hedges"), "/")
+	if n, err := strconv.Atoi(sent); a.status != 200 || err != nil || n < 1 || n > shards/10 {
+		t.Errorf("%d, hedges %q, want 1 to %d of %d shards", a.status, a.header.Get("Retinue-Hedges"), shards/10, shards)
+	}
+}

@@ -1,0 +1,101 @@
+package gather
+
+import (
+	"slices"
+
+	"retinue/internal/clock"
+)
+
+// purpose of a leaf call.
+type purpose string
+
+const (
+	primary purpose = "primary"
+	hedge   purpose = "hedge"
+	retry   purpose = "retry"
+)
+
+// maxCandidates is how many replicas of a shard are looked at in one choice.
+const maxCandidates = 16
+
+// pick chooses the replica for a call: the less loaded of two taken by chance, among those that are neither ejected nor used for
+// this request before, and did not push back a moment ago. A replica whose ejection is over gets a single call as a probe. When there is none, one of the others is
+// better than none, but not for a hedge, and not when they are a last resort: then the shard is missing. rnd is a random number.
+func (p *pool) pick(now clock.Instant, why purpose, used []*replica, rnd uint64) *replica {
+	var in, out [maxCandidates]*replica
+	ins, outs := 0, 0
+	m := p.members()
+	all := m.replicas
+	first := 0
+	if len(all) > maxCandidates {
+		first = int(rnd >> 16 % uint64(len(all)))
+	}
+	for i := range all {
+		r := all[(first+i)%len(all)]
+		if len(used) > 0 && slices.Contains(used, r) {
+			continue
+		}
+		until := clock.Instant(r.outUntil.Load())
+		asked := clock.Instant(r.pushback.Load()) > now // to be left alone
+		switch {
+		case why == hedge && asked:
+		case until == 0 && !asked && ins < maxCandidates:
+			in[ins] = r
+			ins++
+		case until != 0 && until <= now && why == primary && r.probing.CompareAndSwap(false, true):
+			return r
+		case until != 0 && m.checks != nil: // a last resort that was of no use
+		case outs < maxCandidates:
+			out[outs] = r
+			outs++
+		}
+	}
+	candidates := in[:ins]
+	if ins == 0 {
+		if why == hedge {
+			return nil
+		}
+		candidates = out[:outs]
+	}
+	if why == hedge {
+		candidates = elsewhere(candidates, used)
+	}
+	return lighter(candidates, now, rnd)
+}
+
+// elsewhere keeps the candidates on other nodes than those used, if there are any: replicas of one node are slow together.
+func elsewhere(candidates, used []*replica) []*replica {
+	kept := 0
+	for i, r := range candidates {
+		if r.node != "" && !slices.ContainsFunc(used, func(u *replica) bool { return u.node == r.node }) {
+			candidates[kept], candidates[i] = candidates[i], candidates[kept]
+			kept++
+		}
+	}
+	if kept == 0 {
+		return candidates
+	}
+	return candidates[:kept]
+}
+
+// alike: scores that differ by less are taken as equal. Otherwise the replica that was measured a little slower would get nothing,
+// and would be cold when it is needed.
+const alike = 0.7
+
+// lighter is the power of two choices.
+func lighter(candidates []*replica, now clock.Instant, rnd uint64) *replica {
+	switch n := uint64(len(candidates)); n {
+	case 0:
+		return nil
+	case 1:
+		return candidates[0]
+	default:
+		i := rnd % n
+		j := (i + 1 + (rnd>>32)%(n-1)) % n
+		a, b := candidates[i], candidates[j]
+		if b.score(now) < alike*a.score(now) {
+			return b
+		}
+		return a
+	}
+}
