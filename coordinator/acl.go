@@ -1,0 +1,37 @@
+package coordinator
+
+import (
+	"fmt"
+
+	consul "github.com/hashicorp/consul/api"
+
+	"retinue/internal/consulkit"
+)
+
+// ACL returns the Consul ACL rules that the coordinators of a job need: the records of its journal, and where its broker is.
+func ACL(job string) string {
+	return fmt.Sprintf(`# The coordinators of %[1]q: their commit records.
+key_prefix %[2]q {
+  policy = "write"
+}
+
+# Where the job's own broker is; an instance whose node cannot be read is not shown.
+service "%[1]s-broker" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}
+`, job, journals+job+"/")
+}
+
+// RoleName is the Consul role that the binding rule
+// "retinue-${value.nomad_task}-${value.nomad_job_id}" gives to the task
+// "coordinator" of a job. A role that does not exist gives nothing.
+func RoleName(job string) string { return "retinue-coordinator-" + job }
+
+// Allow creates or updates the policy and the role of a job's coordinators. The client's token needs acl:write.
+func Allow(client *consul.Client, job string) error {
+	return consulkit.Allow(client, RoleName(job), "Retinue: what the coordinators of job "+job+" may do", ACL(job))
+}

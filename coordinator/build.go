@@ -1,0 +1,99 @@
+package coordinator
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"retinue/coordinator/commit"
+	"retinue/coordinator/worker"
+	"retinue/internal/consulkit"
+	"retinue/internal/hint"
+)
+
+// Point opens the commit point; nil when there is none.
+func (s Settings) Point() (commit.Point, error) {
+	switch s.Output.Commit {
+	case CommitRename:
+		dir, err := filepath.Abs(s.Output.Done)
+		if err == nil {
+			err = os.MkdirAll(dir, 0o777)
+		}
+		if err != nil {
+			return nil, hint.Wrap(fmt.Errorf("open the folder of outputs: %w", err), "--done names a folder that all nodes share and this one may write to")
+		}
+		return commit.Rename{Dir: dir, Sync: s.Output.Sync}, nil
+	case CommitJournal:
+		prefix, err := JournalPrefix(s.Output.Journal)
+		if err != nil {
+			return nil, err
+		}
+		client, err := consulkit.New(consulkit.Config{MaxConns: 8})
+		if err != nil {
+			return nil, err
+		}
+		return commit.Journal{KV: commit.Consul{Client: client, Prefix: prefix}}, nil
+	}
+	return nil, nil
+}
+
+// journals is where all journals of Consul lie.
+const journals = "retinue/queues/"
+
+var journalName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// JournalPrefix is where in Consul's key-value store the records of a journal lie, below it as commit/STAGE/ITEM. "consul" is the journal of
+// all who name none, "consul:NAME" one of its own, which a token can be given the right to alone.
+func JournalPrefix(journal string) (string, error) {
+	store, name, named := strings.Cut(journal, ":")
+	switch {
+	case store != "consul" || named && !journalName.MatchString(name):
+		return "", hint.Wrap(fmt.Errorf("journal %q", journal), "use consul:NAME, the same for all coordinators of a queue")
+	case named:
+		return journals + name + "/", nil
+	}
+	return journals, nil
+}
+
+// NewWorker opens the worker. point is where its outputs go; beat is told of progress.
+func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)) (worker.Worker, error) {
+	to := s.Output.To != ""
+	if s.Worker.Mode == ModeHTTP {
+		w := worker.NewHTTP(s.Worker.URL, s.Worker.Slots)
+		w.Batch, w.Structured, w.To = s.Worker.Batch, s.Worker.Format == "structured", to
+		return w, nil
+	}
+	work, err := filepath.Abs(s.Worker.Work)
+	if err != nil {
+		return nil, err
+	}
+	folders := worker.Folders{Work: work, Allow: s.Input.Allow, To: to}
+	if rename, ok := point.(commit.Rename); ok {
+		folders.Final, folders.Allow = rename.Path, append(folders.Allow[:len(folders.Allow):len(folders.Allow)], rename.Dir)
+	}
+	grace, err := time.ParseDuration(s.Worker.Grace)
+	if err != nil {
+		return nil, err
+	}
+	command := worker.Exec{Folders: folders, Command: s.Worker.Command, Grace: grace,
+		Codes: worker.ExitCodes{Ack: s.ExitCodes.Ack, Retry: s.ExitCodes.Retry, Dead: s.ExitCodes.Dead, Drop: s.ExitCodes.Drop, Pause: s.ExitCodes.Pause}}
+	var w interface {
+		worker.Worker
+		Open() error
+	}
+	switch s.Worker.Mode {
+	case ModeExec:
+		w = &command
+	case ModeLines:
+		w = &worker.Lines{Exec: command}
+	default:
+		w = &worker.Watch{Folders: folders, Patience: 30 * time.Second, Beat: beat}
+	}
+	if err := w.Open(); err != nil {
+		return nil, hint.Wrap(fmt.Errorf("open the work folder %s: %w", work, err), "it must be writable, and only one coordinator may use it")
+	}
+	return w, nil
+}

@@ -1,0 +1,169 @@
+package commit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"retinue/coordinator/item"
+)
+
+// recordName is the record's file beside the outputs. It also makes the folder not empty, so that even a plain rename
+// cannot replace it (see rename).
+const recordName = "_record.json"
+
+// Rename is a commit point on a file system that all nodes share: the folder of an attempt's outputs becomes <Dir>/<stage>/<id>
+// in one step, or not at all because another one is there.
+type Rename struct {
+	Dir  string
+	Sync bool // survive the loss of power, at about a millisecond an item
+}
+
+// Path is the folder of an item that has ended.
+func (r Rename) Path(stage, id string) string {
+	return filepath.Join(r.Dir, item.FileName(stage), item.FileName(id))
+}
+
+// Commit implements Point.
+func (r Rename) Commit(_ context.Context, rec item.Record, out string) (item.Record, error) {
+	won, err := r.commit(rec, out)
+	if err != nil {
+		return won, fmt.Errorf("commit %s: %w", rec.ID, err)
+	}
+	return won, nil
+}
+
+func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
+	target := r.Path(rec.Stage, rec.ID)
+	if won, err := r.read(target); won != nil || err != nil { // a repeated offer, or one that comes too late
+		if err != nil {
+			return item.Record{}, err
+		}
+		return *won, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o777); err != nil {
+		return item.Record{}, err
+	}
+	rec.Output = target
+	folder, err := r.prepare(rec, out)
+	if err != nil {
+		return item.Record{}, err
+	}
+	err = rename(folder, target)
+	switch {
+	case err == nil:
+		if r.Sync {
+			err = syncPath(filepath.Dir(target))
+		}
+		return rec, err
+	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOTEMPTY):
+		os.RemoveAll(folder)
+		won, err := r.read(target)
+		if err == nil && won == nil {
+			err = fmt.Errorf("%s was removed while it was read", target)
+		}
+		if err != nil {
+			return item.Record{}, err
+		}
+		return *won, nil
+	}
+	return item.Record{}, err
+}
+
+// prepare returns a folder with outputs and record on the file system of the target, complete on the disk.
+func (r Rename) prepare(rec item.Record, out string) (string, error) {
+	staging := filepath.Join(r.Dir, item.FileName(rec.Stage), ".tmp-"+rec.Attempt)
+	folder := out
+	if out == "" || !sameDevice(out, r.Dir) {
+		if err := os.RemoveAll(staging); err != nil {
+			return "", err
+		}
+		if err := os.Mkdir(staging, 0o777); err != nil {
+			return "", err
+		}
+		if out != "" {
+			if err := os.CopyFS(staging, os.DirFS(out)); err != nil {
+				return "", err
+			}
+		}
+		folder = staging
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(folder, recordName), data, 0o666); err != nil {
+		return "", err
+	}
+	if r.Sync {
+		if err := syncTree(folder); err != nil {
+			return "", err
+		}
+	}
+	return folder, nil
+}
+
+// rename moves a folder where nothing is. A file system that does not know RENAME_NOREPLACE (NFS) gets a plain rename, which
+// refuses to replace a folder that is not empty; a committed one has its record in it.
+func rename(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = unix.Rename(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
+// Read implements Point.
+func (r Rename) Read(_ context.Context, stage, id string) (*item.Record, error) {
+	return r.read(r.Path(stage, id))
+}
+
+// Cheap implements Point.
+func (r Rename) Cheap() bool { return true }
+
+func (r Rename) read(folder string) (*item.Record, error) {
+	data, err := os.ReadFile(filepath.Join(folder, recordName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec, err := decode(filepath.Base(folder), data)
+	return &rec, err
+}
+
+func sameDevice(a, b string) bool {
+	var sa, sb unix.Stat_t
+	return unix.Stat(a, &sa) == nil && unix.Stat(b, &sb) == nil && sa.Dev == sb.Dev
+}
+
+func syncTree(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type()&(fs.ModeSymlink|fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0 {
+			return err
+		}
+		return syncPath(path)
+	})
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) { // some file systems sync no folders
+		return err
+	}
+	return nil
+}

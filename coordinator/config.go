@@ -1,0 +1,128 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"retinue/internal/hint"
+)
+
+// Lane is what happens to the items of a key while the first of them fails.
+type Lane string
+
+// The lane policies.
+const (
+	LaneBlock Lane = "block" // they wait until it has ended
+	LaneSkip  Lane = "skip"  // they overtake it
+	LanePark  Lane = "park"  // they wait, and when it is dead they follow it to the dead letters, in order
+)
+
+// Backoff is a range of delays: full jitter over Min, 2 Min, 4 Min … Max.
+type Backoff struct{ Min, Max time.Duration }
+
+// ceiling is the longest delay after n failures.
+func (b Backoff) ceiling(n int) time.Duration {
+	d := b.Min
+	for i := 1; i < n && d < b.Max; i++ {
+		d *= 2
+	}
+	return min(d, b.Max)
+}
+
+// Config is what a coordinator does. Settings.Config makes one.
+type Config struct {
+	// Queue is the stage: it names the queue, the records and the metrics.
+	Queue string
+	// ID names this coordinator, Node the machine, for people.
+	ID, Node string
+
+	// Lease is how long a message stays ours without an extension; one is sent every third of it.
+	Lease time.Duration
+	// Slots is how many calls the worker gets at once, Batch how many items a call may have.
+	Slots, Batch int
+	// Keyed bounds how many items are held that wait for others of their key.
+	Keyed int
+
+	// MaxRuntime ends an attempt. Heartbeat ends one that shows no progress for so long; 0: none is expected.
+	MaxRuntime, Heartbeat time.Duration
+	// Attempts is how many may fail, CrashAttempts how many may crash before the item is quarantined.
+	Attempts, CrashAttempts int
+	// Retry, CrashRetry, NotReady and Infra are the delays by class.
+	Retry, CrashRetry, NotReady, Infra Backoff
+
+	// Key is the header that names an item's key; "" takes the message's own key. Keys says whether keys matter at all.
+	Keys bool
+	Key  string
+	Lane Lane
+
+	// Rate and KeyRate are calls a second, 0 for no limit; bursts are how many may come at once.
+	Rate, KeyRate   float64
+	Burst, KeyBurst int
+
+	// Classes of priority: the highest is the most urgent. An item of a lower class that has waited Aging longer than one of
+	// the next class goes first.
+	Classes int
+	Aging   time.Duration
+
+	// Record says that there is a commit point; Check asks it before every attempt, not only before repeated ones.
+	Record, Check bool
+	// To is the queue of the next stage; "" for none. Dead is the queue of dead letters.
+	To, Dead string
+	// ToClasses is how many classes of priority the next stage has.
+	ToClasses int
+
+	// Drain is how long a stop waits for what runs.
+	Drain time.Duration
+}
+
+var queueName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,69}$`)
+
+// Validate says what is wrong with c.
+func (c Config) Validate() error {
+	switch {
+	case !queueName.MatchString(c.Queue):
+		return hint.Wrap(fmt.Errorf("queue name %q", c.Queue), "use 1 to 70 letters, digits, - or _")
+	case c.Lease < 100*time.Millisecond || c.Lease > time.Hour:
+		return hint.Wrap(fmt.Errorf("lease %s is not between 100ms and 1h", c.Lease), "10s suits most brokers; it is extended while the worker lives, however long that takes")
+	case c.Slots < 1 || c.Slots > 10000:
+		return hint.Wrap(fmt.Errorf("%d slots", c.Slots), "1 to 10000: how many items the worker handles at once")
+	case c.Batch < 1 || c.Batch > 10000:
+		return hint.Wrap(fmt.Errorf("batch of %d", c.Batch), "1 to 10000 items")
+	case c.MaxRuntime <= 0:
+		return hint.Wrap(fmt.Errorf("max-runtime %s", c.MaxRuntime), "how long one attempt may take, for example 2h")
+	case c.Heartbeat < 0:
+		return fmt.Errorf("heartbeat %s is negative", c.Heartbeat)
+	case c.Attempts < 1 || c.Attempts > 1000:
+		return hint.Wrap(fmt.Errorf("%d attempts", c.Attempts), "1 to 1000; 1 means no retry")
+	case c.CrashAttempts < 1:
+		return hint.Wrap(fmt.Errorf("%d crash attempts", c.CrashAttempts), "1 or more; 2 lets an item crash a worker twice")
+	case c.Lane != LaneBlock && c.Lane != LaneSkip && c.Lane != LanePark:
+		return hint.Wrap(fmt.Errorf("on_fail %q", c.Lane), "use block, skip or park")
+	case c.Rate < 0 || c.KeyRate < 0:
+		return errors.New("a rate is negative")
+	case c.Classes < 1 || c.Classes > 10:
+		return hint.Wrap(fmt.Errorf("%d priority classes", c.Classes), "1 to 10")
+	case c.Aging <= 0:
+		return fmt.Errorf("aging %s is not above 0", c.Aging)
+	case c.Drain < 0:
+		return fmt.Errorf("drain timeout %s is negative", c.Drain)
+	case c.To == c.Queue && c.To != "":
+		return hint.Wrap(fmt.Errorf("the next stage of %s is itself", c.Queue), "name another queue: an item would never end")
+	case !queueName.MatchString(c.Dead) || c.Dead == c.Queue || c.Dead == c.To:
+		return hint.Wrap(fmt.Errorf("dead-letter queue %q", c.Dead), "a queue of its own; the default is %s-dead", c.Queue)
+	}
+	for name, b := range map[string]Backoff{"backoff": c.Retry, "crash_backoff": c.CrashRetry, "not_ready": c.NotReady, "infra": c.Infra} {
+		if b.Min <= 0 || b.Max < b.Min {
+			return hint.Wrap(fmt.Errorf("%s %s..%s", name, b.Min, b.Max), "write the shortest and the longest delay, like 1s..5m")
+		}
+	}
+	return nil
+}
+
+// prefetch is how many items wait in hand for a slot: enough that a slot that becomes free finds one.
+func (c Config) prefetch() int { return max(1, c.Slots/2) * c.Batch }
+
+// hold is the longest delay that an item is kept for here; one that waits longer goes back to the broker.
+func (c Config) hold() time.Duration { return c.Lease / 2 }

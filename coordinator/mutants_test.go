@@ -1,0 +1,106 @@
+package coordinator
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mutants are the mistakes that work queues are known to make, put into the code on purpose. Each must turn a test red.
+var mutants = []struct {
+	name     string
+	file     string
+	old, new string
+	tests    string // that notice it
+}{
+	{"an ack before the commit", "finish.go",
+		"	case m.cfg.Record:\n		it.state = item.Committing\n		m.offer(it)\n", "	case m.cfg.Record:\n		it.state = item.Committing\n		m.offer(it)\n		m.acks = append(m.acks, it.handle)\n		it.state = item.Acking\n", "TestModel"},
+	{"an ack before the next stage has its messages", "finish.go",
+		"	it.state = item.Publishing\n	m.emit(fxPublish{it.handle, it.plan.outs})\n}\n\nfunc (m *machine) published", "	m.emit(fxPublish{it.handle, it.plan.outs})\n	m.acknowledge(it)\n}\n\nfunc (m *machine) published", "TestModel"},
+	{"a loser that goes on with its own output", "finish.go",
+		"		m.settle(now, it, ev.record)\n	}\n}\n\n// settle", "		m.settle(now, it, *it.plan.record)\n	}\n}\n\n// settle", "TestModel"},
+	{"no fence: the last rename wins", "commit/rename.go",
+		"	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {", "./commit:TestRename"},
+	{"no fence: a record in Consul that is overwritten", "commit/point.go",
+		"current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID), value)", "current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID)+rec.Attempt, value)", "./commit:TestJournal"},
+	{"leases that are not extended", "machine.go",
+		"		m.emit(fxExtend{handles})\n", "		m.extending = false\n", "TestLongItemRunsOnce"},
+	{"an extension at the end of the lease", "machine.go",
+		"	m.extendAt = now.Add(m.cfg.Lease / 3)\n	var handles", "	m.extendAt = now.Add(m.cfg.Lease)\n	var handles", "TestLongItemRunsOnce"},
+	{"attempts burned by a worker that is not ready", "attempt.go",
+		"	if !class.Counted() {\n", "	if !class.Counted() && class != item.NotReady {\n", "TestNotReadyBurnsNoAttempt"},
+	{"a lost attempt that goes on", "machine.go",
+		"		m.end(it.call, item.Infra, \"the lease was lost\")\n", "", "TestLostLease"},
+	{"an attempt that ends because an extension was not answered", "machine.go",
+		"		case lost(err):\n			m.lose(it)", "		case err != nil:\n			m.lose(it)", "TestLostLease"},
+	{"a dead letter that a late worker can still commit", "finish.go",
+		"	case m.cfg.Record:\n", "	case m.cfg.Record && p.state != item.Dead:\n", "TestModel"},
+	{"a history that a stop forgets", "flow.go",
+		"		if it.dirty {\n", "		if false {\n", "TestStopKeepsTheHistory"},
+	{"an attempt counted at the stop", "attempt.go",
+		"	default:\n		m.fail(now, c, it, item.Infra, v)\n", "	default:\n		m.fail(now, c, it, item.Error, v)\n", "TestDrainOnStop"},
+	{"a duplicate that runs beside the first", "schedule.go",
+		"!it.checking && m.busy[it.id] == nil && ", "!it.checking && ", "TestDuplicates"},
+	{"the innocent half of a batch punished", "bisect.go",
+		"		if t != nil {\n			m.close(t)\n		}\n		t = &bisection", "		if t != nil {\n			for _, it := range t.suspects {\n				it.env.History = append(it.env.History, item.Attempt{N: 9, Class: item.Crash})\n			}\n			m.close(t)\n		}\n		t = &bisection", "TestBisection"},
+	{"a worker's restart that acquits the poison", "bisect.go",
+		"v.Kind == worker.NotReady || v.Kind == worker.Infra", "v.Kind == worker.Infra", "TestBisectionOverARestart"},
+	{"work that is done again because storage did not answer", "finish.go",
+		"		m.offer(it)\n		case item.Publishing:", "		m.later(now, it, 0)\n		case item.Publishing:", "TestStorageTrouble"},
+	{"a parked key that goes on", "attempt.go",
+		"		l.parked = it.id\n", "", "TestLanes"},
+	{"priority without aging", "schedule.go",
+		"return now.Sub(it.aged) + ", "return ", "TestPriorityAndAging"},
+}
+
+func TestMutantsAreCaught(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skip: mutants are slow (-short)")
+	}
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			source, err := os.ReadFile(m.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Count(string(source), m.old) != 1 {
+				t.Fatalf("%s has %d places to mutate, want 1: the mutant has to follow the code", m.file, strings.Count(string(source), m.old))
+			}
+			if out, err := testMutant(t, m.file, strings.Replace(string(source), m.old, m.new, 1), m.tests); err == nil {
+				t.Errorf("%s stayed green:\n%s", m.tests, out)
+			} else if !strings.Contains(out, "--- FAIL: ") || strings.Contains(out, "panic: test timed out") {
+				t.Errorf("%s did not fail, but could not run:\n%s", m.tests, out)
+			}
+		})
+	}
+}
+
+// testMutant runs tests of this package, or of the one before the colon, with one file replaced.
+func testMutant(t *testing.T, file, source, tests string) (string, error) {
+	t.Helper()
+	dir := t.TempDir()
+	original, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mutated := filepath.Join(dir, filepath.Base(file))
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutated}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, data := range map[string][]byte{mutated: []byte(source), filepath.Join(dir, "overlay.json"): overlay} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pkg, name, ok := strings.Cut(tests, ":")
+	if !ok {
+		pkg, name = ".", tests
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-short", "-count=1", "-timeout=120s", "-overlay="+filepath.Join(dir, "overlay.json"), "-run=^"+name+"$", pkg)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}

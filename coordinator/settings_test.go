@@ -1,0 +1,139 @@
+package coordinator
+
+import (
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"retinue/internal/hint"
+)
+
+func complete(change func(*Settings)) Settings {
+	s := DefaultSettings()
+	s.Queue, s.Source.Broker, s.Worker.Command, s.Worker.Work, s.Output.Done = "q", "memory:", []string{"true"}, "/w", "/d"
+	change(&s)
+	return s
+}
+
+func TestSettings(t *testing.T) {
+	if _, err := complete(func(*Settings) {}).Config(); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Settings){
+		"queue name":            func(s *Settings) { s.Queue = "a b" },
+		"lease":                 func(s *Settings) { s.Source.Lease = "1ms" },
+		"max_runtime":           func(s *Settings) { s.Worker.MaxRuntime = "long" },
+		"slots":                 func(s *Settings) { s.Worker.Slots = 0 },
+		"batches are for":       func(s *Settings) { s.Worker.Batch = 2 },
+		"mode \"magic\"":        func(s *Settings) { s.Worker.Mode = "magic" },
+		"without a URL":         func(s *Settings) { s.Worker.Mode = ModeHTTP },
+		"without a command":     func(s *Settings) { s.Worker.Command = nil },
+		"without a work folder": func(s *Settings) { s.Worker.Work = "" },
+		"without a folder":      func(s *Settings) { s.Output.Done = "" },
+		"without one":           func(s *Settings) { s.Output.Commit = CommitJournal },
+		"without a next stage":  func(s *Settings) { s.Output.Commit = CommitPublish },
+		"commit \"hope\"":       func(s *Settings) { s.Output.Commit = "hope" },
+		"is itself":             func(s *Settings) { s.Output.To = "q" },
+		"backoff":               func(s *Settings) { s.Retry.Backoff = "5s" },
+		"not_ready":             func(s *Settings) { s.Retry.NotReady = "5s..1s" },
+		"attempts":              func(s *Settings) { s.Retry.Attempts = 0 },
+		"on_fail":               func(s *Settings) { s.Order.OnFail = "cry" },
+		"order key":             func(s *Settings) { s.Order.Key = "tenant" },
+		"is not a rate":         func(s *Settings) { s.Rate.Queue = "10 per second" },
+		"per_key":               func(s *Settings) { s.Rate.PerKey = "-1/s" },
+		"priority classes":      func(s *Settings) { s.Priority.Classes = 11 },
+		"dead-letter queue":     func(s *Settings) { s.DeadLetter.Queue = "q" },
+		"format":                func(s *Settings) { s.Worker.Format = "xml" },
+		"to_classes":            func(s *Settings) { s.Output.ToClasses = 0 },
+		"drain":                 func(s *Settings) { s.Drain = "-1s" },
+		"crash attempts":        func(s *Settings) { s.Retry.CrashAttempts = 0 },
+	} {
+		_, err := complete(change).Config()
+		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {
+			t.Errorf("%s: %v (%s)", want, err, hint.Of(err))
+		}
+	}
+}
+
+// The README's file is read, and says what the defaults say where it says the same.
+func TestReadmeConfiguration(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```hcl\n(.*?)```").FindSubmatch(readme)
+	s := DefaultSettings()
+	if err := s.Decode("README.md", block[1]); err != nil {
+		t.Fatalf("%v (%s)", err, hint.Of(err))
+	}
+	c, err := s.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Queue != "thumbs" || c.Lane != LanePark || !c.Keys || c.Key != "tenant" || c.KeyRate != 10 || c.Classes != 3 || c.To != "resized" || c.MaxRuntime != 2*time.Hour {
+		t.Errorf("%+v", c)
+	}
+	if d := DefaultSettings(); !reflect.DeepEqual(s.Retry, d.Retry) || !reflect.DeepEqual(s.ExitCodes, d.ExitCodes) {
+		t.Errorf("the README shows other defaults: %+v %+v", s.Retry, s.ExitCodes)
+	}
+}
+
+func TestConfigurationErrorsShowTheLine(t *testing.T) {
+	s := DefaultSettings()
+	err := s.Decode("q.hcl", []byte("work_queue \"q\" {\n  worker { slotz = 3 }\n}\n"))
+	if err == nil || !strings.Contains(err.Error(), "q.hcl:2:") || !strings.Contains(err.Error(), "slotz") {
+		t.Errorf("%v", err)
+	}
+	for _, text := range []string{"", "work_queue \"a\" {}\nwork_queue \"b\" {}", "scatter \"x\" {}", "work_queue {}", "work_queue \"a\" {"} {
+		if err := s.Decode("q.hcl", []byte(text)); err == nil {
+			t.Errorf("%q was read", text)
+		}
+	}
+	// What a block does not say stays.
+	if err := s.Decode("q.hcl", []byte("work_queue \"q\" {\n  worker { batch = 7 }\n}\n")); err != nil || s.Worker.Slots != 4 || s.Worker.Batch != 7 || s.Retry.Attempts != 5 {
+		t.Errorf("%v %+v", err, s.Worker)
+	}
+}
+
+func FuzzSettings(f *testing.F) {
+	f.Add("work_queue \"q\" {\n  worker { slots = 3 }\n  rate { queue = \"5/s\" }\n}\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		s := complete(func(*Settings) {})
+		if err := s.Decode("x.hcl", []byte(text)); err != nil {
+			return
+		}
+		if c, err := s.Config(); err == nil && c.Validate() != nil {
+			t.Errorf("%s: %v", text, c.Validate())
+		}
+	})
+}
+
+func FuzzParseLines(f *testing.F) {
+	f.Add([]byte(`{"id":"a","body":"x","delay":"5s"}` + "\n" + `{"body_base64":"/w=="}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		lines, err := ParseLines(data)
+		if err != nil {
+			return
+		}
+		for _, l := range lines {
+			if out, err := l.out(); err == nil && (out.ID == "" || out.Delay < 0 || strings.Contains(out.ID, "~")) {
+				t.Errorf("%s: %+v", data, out)
+			}
+		}
+	})
+}
+
+// A journal has a name, and with it a place that its coordinators alone may be given.
+func TestJournalPrefix(t *testing.T) {
+	for journal, want := range map[string]string{"consul": "retinue/queues/", "consul:thumbs": "retinue/queues/thumbs/", "consul:": "", "consul:a/b": "", "consul:..": "", "etcd": "", "etcd:a": ""} {
+		if got, err := JournalPrefix(journal); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", journal, got, err)
+		}
+	}
+	if rules := ACL("thumbs"); !strings.Contains(rules, `key_prefix "retinue/queues/thumbs/"`) {
+		t.Errorf("the rules are for another journal:\n%s", rules)
+	}
+}

@@ -1,0 +1,92 @@
+package dial
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"retinue/internal/consulkit"
+)
+
+// serviceSuffix ends the host of an address that names a service in Consul. Consul's own DNS has the same name for it, but
+// needs a resolver that knows Consul, and tells no port.
+const serviceSuffix = ".service.consul"
+
+// lookupTimeout bounds one question to the agent.
+const lookupTimeout = 5 * time.Second
+
+// serviceOf is the service that a host names; "" when it names a machine.
+func serviceOf(host string) string {
+	service, ok := strings.CutSuffix(host, serviceSuffix)
+	if !ok {
+		return ""
+	}
+	return service
+}
+
+// catalog connects to an instance of a service, wherever it is at the moment: each connection asks Consul anew.
+type catalog struct {
+	client  *consulkit.Client
+	service string
+}
+
+func newCatalog(service string) (*catalog, error) {
+	client, err := consulkit.New(consulkit.Config{MaxConns: 2})
+	if err != nil {
+		return nil, err
+	}
+	return &catalog{client, service}, nil
+}
+
+// Dial implements the custom dialer of the NATS client.
+func (c *catalog) Dial(network, _ string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	addr, err := c.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find service %s in Consul: %w", c.service, err)
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, addr)
+}
+
+// find returns the address of an instance, of a passing one where there is one: a check may be later than the broker.
+func (c *catalog) find(ctx context.Context) (string, error) {
+	token, err := c.client.Token()
+	if err != nil {
+		return "", err
+	}
+	entries, _, err := c.client.Health().Service(c.service, "", false, (&api.QueryOptions{Token: token}).WithContext(ctx))
+	if err != nil {
+		return "", c.client.Advice(err)
+	}
+	return choose(entries)
+}
+
+func choose(entries []*api.ServiceEntry) (string, error) {
+	var passing, others []string
+	for _, e := range entries {
+		host := e.Service.Address
+		if host == "" {
+			host = e.Node.Address
+		}
+		addr := net.JoinHostPort(host, strconv.Itoa(e.Service.Port))
+		if e.Checks.AggregatedStatus() == api.HealthPassing {
+			passing = append(passing, addr)
+		} else {
+			others = append(others, addr)
+		}
+	}
+	if len(passing) == 0 {
+		passing = others
+	}
+	if len(passing) == 0 {
+		return "", fmt.Errorf("it has no instance, or the token may not read it")
+	}
+	return passing[rand.IntN(len(passing))], nil
+}

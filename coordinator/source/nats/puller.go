@@ -1,0 +1,309 @@
+package nats
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"retinue/coordinator/source"
+	"retinue/internal/clock"
+)
+
+// puller asks the consumers of the classes for messages. The client's own Fetch cannot wait for several consumers at once, and
+// loses until the end of the lease what arrives while it is cancelled; here a request outlives the Receive that made it, and
+// what it brings late is handed out by the next.
+type puller struct {
+	s *Source
+
+	mu     sync.Mutex
+	sub    *nats.Subscription
+	inbox  string
+	last   int            // number of the last request
+	shares source.Classes // of what is asked for; how what has arrived is handed out is another matter
+	asked  [source.MaxClasses]request
+	ahead  [source.MaxClasses][]*source.Message // arrived, not handed out
+	events chan struct{}                        // something changed
+	broken error
+}
+
+// request is what one class's consumer was asked for and has not answered.
+type request struct {
+	number int // 0: none
+	left   int
+	until  time.Time
+	sent   clock.Instant
+	waits  bool
+}
+
+const waitFor = 20 * time.Second
+
+func newPuller(s *Source) *puller {
+	return &puller{s: s, shares: source.Classes{N: s.cfg.Classes}, events: make(chan struct{}, 1)}
+}
+
+func (p *puller) subscribe(nc *nats.Conn) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sub != nil {
+		return nil
+	}
+	p.inbox = nats.NewInbox()
+	sub, err := nc.Subscribe(p.inbox+".*", p.arrived)
+	if err != nil {
+		return err
+	}
+	p.sub = sub
+	return sub.SetPendingLimits(-1, -1)
+}
+
+// connection is called when the connection was lost or came back: what was asked for is forgotten by the broker.
+func (p *puller) connection() {
+	p.mu.Lock()
+	clear(p.asked[:])
+	p.mu.Unlock()
+	p.wake()
+}
+
+func (p *puller) wake() {
+	select {
+	case p.events <- struct{}{}:
+	default:
+	}
+}
+
+// arrived gets messages and the ends of requests, one after the other.
+func (p *puller) arrived(raw *nats.Msg) {
+	defer p.wake()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !strings.HasPrefix(raw.Reply, "$JS.ACK.") {
+		p.endedLocked(raw)
+		return
+	}
+	class := classOf(raw.Subject)
+	sent := p.s.held.Now()
+	if r := &p.asked[class]; r.number != 0 {
+		// The lease began when the broker sent the message: after a request for what is there, and some time after one that
+		// waits. There a message that is long on its way, over a connection that hangs, gets some more than it has.
+		if !r.waits {
+			sent = r.sent
+		}
+		if r.left--; r.left == 0 {
+			r.number = 0
+		}
+	}
+	if m := p.s.deliver(raw, sent); m != nil {
+		p.ahead[class] = append(p.ahead[class], m)
+	}
+}
+
+// endedLocked handles the status that ends a request: nothing there, expired, or the consumer moved.
+func (p *puller) endedLocked(raw *nats.Msg) {
+	status := raw.Header.Get("Status")
+	number, _ := strconv.Atoi(raw.Subject[strings.LastIndexByte(raw.Subject, '.')+1:])
+	if status == "100" {
+		return
+	}
+	for class := range p.asked {
+		if p.asked[class].number == number {
+			p.asked[class].number = 0
+		}
+	}
+	if status == "409" && strings.Contains(raw.Header.Get("Description"), "Deleted") {
+		p.broken = fmt.Errorf("%w: the consumer of the queue was deleted", source.ErrUnavailable)
+		p.s.tuned.Store(false)
+	}
+}
+
+// ask sends a request to a class's consumer, unless one is open. A wait of 0 asks for what is there now.
+func (p *puller) ask(class, n int, wait time.Duration) error {
+	p.mu.Lock()
+	if r := p.asked[class]; r.number != 0 && time.Now().Before(r.until) {
+		p.mu.Unlock()
+		return nil
+	}
+	p.last++
+	p.asked[class] = request{number: p.last, left: n, until: time.Now().Add(wait + 2*time.Second), sent: p.s.held.Now(), waits: wait > 0}
+	reply := fmt.Sprintf("%s.%d", p.inbox, p.last)
+	p.mu.Unlock()
+	body := struct {
+		Batch   int           `json:"batch"`
+		Expires time.Duration `json:"expires,omitempty"`
+		NoWait  bool          `json:"no_wait,omitempty"`
+	}{n, wait, wait == 0}
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return p.s.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamName(p.s.cfg.Queue)+"."+durable(class), reply, data)
+}
+
+func (p *puller) receive(ctx context.Context, max int, classes *source.Classes) ([]*source.Message, error) {
+	if ms := p.take(max, classes); len(ms) > 0 {
+		return ms, nil
+	}
+	// First what is there, shared between the classes; then, for what they left, one after the other.
+	parts := p.shares.Split(max)
+	var any []int
+	for class := range classes.N {
+		if parts[class] > 0 {
+			any = append(any, class)
+		}
+	}
+	if err := p.now(ctx, any, func(class int) int { return parts[class] }); err != nil {
+		return nil, err
+	}
+	for class := classes.N - 1; class >= 0 && p.count() < max && classes.N > 1; class-- {
+		if err := p.now(ctx, []int{class}, func(int) int { return max - p.count() }); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		if ms := p.take(max, classes); len(ms) > 0 {
+			return ms, nil
+		}
+		for class := range classes.N {
+			if err := p.ask(class, 1, waitFor); err != nil {
+				return nil, explain(err)
+			}
+		}
+		if err := p.wait(ctx, waitFor); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// now asks some classes for what they have and waits for their answers.
+func (p *puller) now(ctx context.Context, classes []int, n func(int) int) error {
+	var asked []int
+	for _, class := range classes {
+		p.mu.Lock()
+		open := p.asked[class].number != 0 && time.Now().Before(p.asked[class].until)
+		p.mu.Unlock()
+		if open {
+			continue // one that waits: the class had nothing
+		}
+		if err := p.ask(class, n(class), 0); err != nil {
+			return explain(err)
+		}
+		asked = append(asked, class)
+	}
+	for _, class := range asked {
+		for p.open(class) {
+			if err := p.wait(ctx, 2*time.Second); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *puller) open(class int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked[class].number != 0 && time.Now().Before(p.asked[class].until)
+}
+
+// wait returns when something changed, or after a time.
+func (p *puller) wait(ctx context.Context, limit time.Duration) error {
+	if !p.s.nc.IsConnected() {
+		return fmt.Errorf("%w: %w", source.ErrUnavailable, disconnected(p.s.nc))
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-p.events:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.s.closed:
+		return source.ErrClosed
+	}
+	p.mu.Lock()
+	err := p.broken
+	p.broken = nil
+	p.mu.Unlock()
+	return err
+}
+
+func disconnected(nc *nats.Conn) error {
+	if err := nc.LastError(); err != nil {
+		return err
+	}
+	return nats.ErrDisconnected
+}
+
+// take hands out what has arrived and is still ours.
+func (p *puller) take(max int, classes *source.Classes) []*source.Message {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var ms []*source.Message
+	for len(ms) < max {
+		class := classes.Next(func(class int) bool { return len(p.ahead[class]) > 0 })
+		if class < 0 {
+			break
+		}
+		m := p.ahead[class][0]
+		p.ahead[class] = p.ahead[class][1:]
+		if _, ok := p.s.held.Get(m); !ok {
+			p.s.held.Drop(m)
+			continue
+		}
+		ms = append(ms, m)
+	}
+	return ms
+}
+
+func (p *puller) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, ms := range p.ahead {
+		n += len(ms)
+	}
+	return n
+}
+
+// idle withdraws what was asked for and gives back what arrived. The broker works off a connection's lines in order: once it
+// has answered a flush behind the end of the subscription, nothing more can come.
+func (p *puller) idle() error {
+	p.mu.Lock()
+	sub := p.sub
+	p.sub = nil
+	p.mu.Unlock()
+	if sub == nil {
+		return nil
+	}
+	if err := sub.Drain(); err != nil {
+		return err
+	}
+	if err := p.s.nc.FlushTimeout(5 * time.Second); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(5 * time.Second); sub.IsValid() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	p.s.tuned.Store(false) // subscribe again with the next Receive
+	p.mu.Lock()
+	clear(p.asked[:])
+	var back []*source.Message
+	for class := range p.ahead {
+		back = append(back, p.ahead[class]...)
+		p.ahead[class] = nil
+	}
+	p.mu.Unlock()
+	for _, m := range back {
+		if reply, ok := p.s.held.Take(m); ok {
+			if err := p.s.nc.Publish(reply, nak(0)); err != nil {
+				return err
+			}
+		}
+	}
+	return p.s.nc.FlushTimeout(5 * time.Second)
+}

@@ -1,0 +1,117 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"retinue/coordinator/source"
+	"retinue/coordinator/source/sourcetest"
+)
+
+const serverVariable = "RETINUE_RABBITMQ_TEST"
+
+func TestMain(m *testing.M) {
+	sourcetest.Main(m, map[string]func() error{
+		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
+			return Open(ctx, Config{URL: os.Getenv(serverVariable), Options: o})
+		}),
+	})
+}
+
+func TestContract(t *testing.T) { sourcetest.Run(t, harness(t, 30*time.Minute)) }
+
+// A message is kept for longer than consumer_timeout, half an hour where nobody changes it.
+func TestHold(t *testing.T) {
+	const timeout = 6 * time.Second
+	sourcetest.RunHold(t, harness(t, timeout), timeout)
+}
+
+func harness(t *testing.T, timeout time.Duration) sourcetest.Harness {
+	var addr string
+	srv := start(t, &addr, timeout)
+	at := func(addr, password string) string {
+		return (&url.URL{Scheme: "amqp", User: url.UserPassword("guest", password), Host: addr}).String()
+	}
+	open := func(ctx context.Context, addr, password string, o source.Options) (source.Source, error) {
+		s, err := Open(ctx, Config{URL: at(addr, password), ConsumerTimeout: timeout, Options: o})
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	return sourcetest.Harness{
+		Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "guest")}, Settle: 10 * time.Second,
+		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
+			if via == "" {
+				via = addr
+			}
+			return open(ctx, via, "guest", o)
+		},
+		Denied: func(ctx context.Context, o source.Options) (source.Source, error) { return open(ctx, addr, "wrong", o) },
+		Foreign: func(ctx context.Context, queue string, body []byte) error {
+			conn, err := amqp.Dial(at(addr, "guest"))
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ch, err := conn.Channel()
+			if err != nil {
+				return err
+			}
+			if err := ch.Confirm(false); err != nil {
+				return err
+			}
+			c, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", "queue."+queue+".0", false, false, amqp.Publishing{Body: body})
+			if err != nil {
+				return err
+			}
+			_, err = c.WaitContext(ctx)
+			return err
+		},
+	}
+}
+
+// start runs a broker of its own: no plugins, no shared name service, nothing outside its folder.
+func start(t *testing.T, addr *string, timeout time.Duration) *sourcetest.Server {
+	program := sourcetest.Need(t, "/usr/lib/rabbitmq/bin/rabbitmq-server")
+	dir, port := t.TempDir(), sourcetest.Port(t)
+	*addr = sourcetest.Loopback(port)
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("rabbitmq.conf", fmt.Sprintf("listeners.tcp.1 = %s\nconsumer_timeout = %d\nlog.console = true\nlog.console.level = warning\n", *addr, timeout.Milliseconds()))
+	write("advanced.config", "[{rabbit, [{channel_tick_interval, 1000}]}].")
+	write("plugins", "[].")
+	// The broker would start its name service as a daemon that outlives the test.
+	names := strconv.Itoa(sourcetest.Port(t))
+	epmd, err := filepath.Glob("/usr/lib/erlang/erts-*/bin/epmd")
+	if err != nil || len(epmd) == 0 {
+		t.Fatalf("no epmd beside Erlang: %v", err)
+	}
+	sourcetest.StartServer(t, sourcetest.Command{Name: "epmd", Path: epmd[0], Args: []string{"-address", "127.0.0.1", "-port", names}}, sourcetest.Listens("127.0.0.1:"+names))
+	return sourcetest.StartServer(t, sourcetest.Command{Name: "rabbitmq", Path: program, Dir: dir, Env: []string{
+		"HOME=" + dir, "RABBITMQ_CONFIG_FILE=" + dir + "/rabbitmq.conf", "RABBITMQ_ADVANCED_CONFIG_FILE=" + dir + "/advanced.config",
+		"RABBITMQ_MNESIA_BASE=" + dir + "/db", "RABBITMQ_LOG_BASE=" + dir + "/log", "RABBITMQ_LOGS=-", "RABBITMQ_ENABLED_PLUGINS_FILE=" + dir + "/plugins",
+		"RABBITMQ_CONF_ENV_FILE=" + dir + "/none", "RABBITMQ_GENERATED_CONFIG_DIR=" + dir + "/generated", "RABBITMQ_PID_FILE=" + dir + "/pid",
+		"RABBITMQ_NODENAME=retinue" + strconv.Itoa(port) + "@localhost", "RABBITMQ_DIST_PORT=" + strconv.Itoa(sourcetest.Port(t)),
+		// The script becomes the broker, so that the broker dies with the test.
+		"RUNNING_UNDER_SYSTEMD=true",
+		"ERL_EPMD_PORT=" + names, "ERL_EPMD_ADDRESS=127.0.0.1",
+	}}, func(ctx context.Context) error {
+		conn, err := amqp.DialConfig("amqp://guest:guest@"+*addr+"/", amqp.Config{Dial: amqp.DefaultDial(2 * time.Second)})
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}

@@ -1,0 +1,325 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"retinue/coordinator/source"
+)
+
+// session is one connection. What was delivered over it dies with it.
+type session struct {
+	s    *Source
+	conn *amqp.Connection
+	in   *amqp.Channel // deliveries
+	out  *amqp.Channel // publications, confirmed
+	dead chan struct{}
+
+	barriers chan chan error
+	returns  chan amqp.Return
+	drained  chan chan map[string]bool // asks for the ids that came back
+
+	mu        sync.Mutex
+	consuming bool
+	readers   sync.WaitGroup
+	held      map[int]bool                  // classes whose own queue is consumed
+	moving    map[string]chan amqp.Delivery // copies on their way to the own queue
+}
+
+func (s *Source) newSession(ctx context.Context) (*session, error) {
+	conn, err := s.cfg.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	se := &session{
+		s: s, conn: conn, dead: make(chan struct{}), barriers: make(chan chan error), drained: make(chan chan map[string]bool),
+		held: map[int]bool{}, moving: map[string]chan amqp.Delivery{},
+	}
+	if err := se.setUp(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	go se.watch(conn.NotifyClose(make(chan *amqp.Error, 1)), se.in.NotifyClose(make(chan *amqp.Error, 1)), se.out.NotifyClose(make(chan *amqp.Error, 1)))
+	go se.flush()
+	go se.collect()
+	return se, nil
+}
+
+func (se *session) setUp() (err error) {
+	if err := se.s.cfg.declare(se.conn); err != nil {
+		return err
+	}
+	if se.in, err = se.conn.Channel(); err != nil {
+		return err
+	}
+	if se.out, err = se.conn.Channel(); err != nil {
+		return err
+	}
+	se.returns = se.out.NotifyReturn(make(chan amqp.Return, 1))
+	return se.out.Confirm(false)
+}
+
+// watch ends the session with the first of its parts.
+func (se *session) watch(parts ...chan *amqp.Error) {
+	select {
+	case <-parts[0]:
+	case <-parts[1]:
+	case <-parts[2]:
+	}
+	close(se.dead)
+	se.s.lost(se)
+	se.conn.CloseDeadline(time.Now().Add(time.Second))
+}
+
+func (se *session) alive() bool {
+	select {
+	case <-se.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+// flush answers those who want to know that the broker has worked off all that was sent on the incoming channel: an
+// acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait.
+func (se *session) flush() {
+	for {
+		var all []chan error
+		select {
+		case <-se.dead:
+			return
+		case first := <-se.barriers:
+			all = append(all, first)
+		}
+		for more := true; more; {
+			select {
+			case next := <-se.barriers:
+				all = append(all, next)
+			default:
+				more = false
+			}
+		}
+		err := se.in.Qos(se.s.cfg.Prefetch, 0, false)
+		for _, a := range all {
+			a <- err
+		}
+	}
+}
+
+func (se *session) barrier(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case se.barriers <- answer:
+	case <-se.dead:
+		return source.ErrUnavailable
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-se.dead:
+		return source.ErrUnavailable
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// collect gathers publications that no queue took. The broker sends them back before it confirms them, so whoever has the
+// confirmation and asks here then learns of all.
+func (se *session) collect() {
+	back := map[string]bool{}
+	for {
+		select {
+		case r, ok := <-se.returns:
+			if !ok {
+				return
+			}
+			back[r.MessageId] = true
+		case ask := <-se.drained:
+			for more := true; more; {
+				select {
+				case r, ok := <-se.returns:
+					if more = ok; ok {
+						back[r.MessageId] = true
+					}
+				default:
+					more = false
+				}
+			}
+			ask <- maps.Clone(back)
+			clear(back)
+		case <-se.dead:
+			return
+		}
+	}
+}
+
+type publication struct {
+	queue string
+	msg   amqp.Publishing
+}
+
+// publish sends messages and waits until the broker has confirmed all.
+func (se *session) publish(ctx context.Context, pubs ...publication) error {
+	var confirms []*amqp.DeferredConfirmation
+	for _, p := range pubs {
+		c, err := se.out.PublishWithDeferredConfirmWithContext(ctx, "", p.queue, true, false, p.msg)
+		if err != nil {
+			return err
+		}
+		confirms = append(confirms, c)
+	}
+	for _, c := range confirms {
+		select {
+		case <-c.Done():
+			if !c.Acked() {
+				return fmt.Errorf("%w: the broker did not take it", source.ErrUnavailable)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-se.dead:
+			return fmt.Errorf("%w: the connection was lost", source.ErrUnavailable)
+		}
+	}
+	ask := make(chan map[string]bool, 1)
+	select {
+	case se.drained <- ask:
+	case <-se.dead:
+		return fmt.Errorf("%w: the connection was lost", source.ErrUnavailable)
+	}
+	back := <-ask
+	for _, p := range pubs {
+		if back[p.msg.MessageId] {
+			return fmt.Errorf("%w: the queue %s is gone", source.ErrUnavailable, p.queue)
+		}
+	}
+	return nil
+}
+
+// consume starts to take messages from all classes.
+func (se *session) consume() error {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if se.consuming {
+		return nil
+	}
+	if err := se.in.Qos(se.s.cfg.Prefetch, 0, false); err != nil {
+		return err
+	}
+	se.consuming = true
+	for class := range se.s.cfg.Classes {
+		in, err := se.in.Consume(se.s.cfg.queue(class), tag(class), false, false, false, false, nil)
+		if err != nil {
+			return err
+		}
+		se.readers.Go(func() {
+			for d := range in {
+				se.s.arrived(se, class, d)
+			}
+		})
+	}
+	return nil
+}
+
+func tag(class int) string { return fmt.Sprintf("class%d", class) }
+
+func (se *session) consumes() bool {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	return se.consuming
+}
+
+// rest stops taking messages. When it returns, all that were on their way have arrived.
+func (se *session) rest() error {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if !se.consuming {
+		return nil
+	}
+	se.consuming = false
+	for class := range se.s.cfg.Classes {
+		if err := se.in.Cancel(tag(class), false); err != nil {
+			return err
+		}
+	}
+	se.readers.Wait()
+	return nil
+}
+
+// move sends a copy of a message to our own queue and takes it from there: a new delivery, with a new limit.
+func (se *session) move(ctx context.Context, m *source.Message, msg amqp.Publishing) (amqp.Delivery, error) {
+	if err := se.consumeHeld(m.Class); err != nil {
+		return amqp.Delivery{}, err
+	}
+	token := source.NewID()
+	msg.Headers = maps.Clone(msg.Headers)
+	msg.Headers[headerMove] = token
+	arrival := make(chan amqp.Delivery, 1)
+	se.mu.Lock()
+	se.moving[token] = arrival
+	se.mu.Unlock()
+	defer func() {
+		se.mu.Lock()
+		defer se.mu.Unlock()
+		delete(se.moving, token)
+	}()
+	if err := se.publish(ctx, publication{se.s.cfg.heldQueue(m.Class), msg}); err != nil {
+		return amqp.Delivery{}, err
+	}
+	select {
+	case d := <-arrival:
+		return d, nil
+	case <-ctx.Done():
+		return amqp.Delivery{}, ctx.Err()
+	case <-se.dead:
+		return amqp.Delivery{}, source.ErrUnavailable
+	}
+}
+
+func (se *session) consumeHeld(class int) error {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if se.held[class] {
+		return nil
+	}
+	ch, err := se.conn.Channel()
+	if err != nil {
+		return err
+	}
+	name := se.s.cfg.heldQueue(class)
+	if _, err := ch.QueueDeclare(name, true, false, false, false, se.s.cfg.waiting(class, max(se.s.cfg.Lease, time.Second))); err != nil {
+		return err
+	}
+	in, err := ch.Consume(name, "held", false, true, false, false, nil)
+	if err != nil {
+		return err
+	}
+	se.held[class] = true
+	go func() {
+		for d := range in {
+			token, _ := d.Headers[headerMove].(string)
+			se.mu.Lock()
+			arrival := se.moving[token]
+			se.mu.Unlock()
+			if arrival == nil {
+				// Nobody waits for it any more: it passes on when its time to live is over.
+				d.Nack(false, false)
+				continue
+			}
+			arrival <- d
+		}
+	}()
+	return nil
+}
+
+// headerMove names a copy on its way to the own queue.
+const headerMove = "retinue-move"
+
+var errLostConnection = errors.New("the connection was lost")

@@ -1,0 +1,182 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"retinue/coordinator/item"
+)
+
+// Claims is the worker's side of Watch for a command that is started for each item, as Exec starts it: it runs where the command
+// is, in the worker's container, and shares a folder with the coordinator and nothing else.
+type Claims struct {
+	Work    string // the folder of the contract
+	Command []string
+	Grace   time.Duration // between SIGTERM and SIGKILL, when an attempt is taken back
+	Slots   int
+	Codes   ExitCodes
+}
+
+// How often an idle slot looks for work, and how often a busy one looks whether its attempt is still its own.
+const (
+	claimPollMin = 5 * time.Millisecond
+	claimPollMax = 100 * time.Millisecond
+	ownPoll      = 100 * time.Millisecond
+)
+
+// errTakenBack is the cause of the end of an attempt that the coordinator has renamed away.
+var errTakenBack = errors.New("taken back")
+
+// Run claims and works until ctx ends; what runs then has until hard ends.
+func (c *Claims) Run(ctx, hard context.Context) error {
+	var slots sync.WaitGroup
+	for range c.Slots {
+		slots.Go(func() {
+			for pause := claimPollMin; ctx.Err() == nil; {
+				if attempt, lock := c.claim(); lock != nil {
+					c.attempt(hard, attempt)
+					lock.Close()
+					pause = claimPollMin
+					continue
+				}
+				timer := time.NewTimer(pause)
+				select {
+				case <-timer.C:
+				case <-ctx.Done():
+				}
+				timer.Stop()
+				pause = min(2*pause, claimPollMax)
+			}
+		})
+	}
+	slots.Wait()
+	return ctx.Err()
+}
+
+// claim takes an offered attempt and returns its name and its lock; "" when there is none. The lock comes before the claim, and a mark that
+// says so: whenever this process dies, the coordinator sees a claim that is marked and not locked.
+func (c *Claims) claim() (string, *os.File) {
+	dir, err := os.Open(filepath.Join(c.Work, readyDir)) // the coordinator makes it, soon after its start
+	if err != nil {
+		return "", nil
+	}
+	names, err := dir.Readdirnames(-1)
+	dir.Close()
+	if err != nil {
+		return "", nil
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if lock := c.take(name); lock != nil {
+			return name, lock
+		}
+	}
+	return "", nil
+}
+
+// take claims one attempt; nil when another one was faster.
+func (c *Claims) take(name string) *os.File {
+	ready := filepath.Join(c.Work, readyDir, name)
+	lock, err := os.Open(ready)
+	if err != nil {
+		return nil
+	}
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil &&
+		os.WriteFile(filepath.Join(ready, lockedName), nil, 0o666) == nil &&
+		os.Rename(ready, filepath.Join(c.Work, runDir, name)) == nil {
+		return lock
+	}
+	lock.Close()
+	return nil
+}
+
+// attempt works on one claim.
+func (c *Claims) attempt(hard context.Context, name string) {
+	dir := filepath.Join(c.Work, runDir, name)
+	ctx, cancel := context.WithCancelCause(hard)
+	defer cancel(nil)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		c.guard(ctx, cancel, dir)
+	}()
+	v := c.work(ctx, dir)
+	cancel(nil)
+	<-watching
+	if v.Kind == Stopped { // by whoever took it back, or by the end of this process: the coordinator sees either
+		return
+	}
+	_ = writeStatus(dir, v) // gone: it was taken back meanwhile
+}
+
+// guard ends ctx when the folder is no longer there.
+func (c *Claims) guard(ctx context.Context, cancel context.CancelCauseFunc, dir string) {
+	poll := time.NewTicker(ownPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-poll.C:
+			if _, err := os.Stat(filepath.Join(dir, "meta.json")); err != nil {
+				cancel(errTakenBack)
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (c *Claims) work(ctx context.Context, dir string) Verdict {
+	data, err := os.ReadFile(filepath.Join(dir, "meta.json"))
+	if err != nil {
+		return Verdict{Kind: Stopped, Reason: errTakenBack.Error()}
+	}
+	var task item.Task
+	if err := json.Unmarshal(data, &task); err != nil {
+		return Verdict{Kind: Retry, Reason: "meta.json: " + err.Error()}
+	}
+	e := Exec{Command: c.Command, Codes: c.Codes, Grace: c.Grace}
+	v := e.run(ctx, dir, filepath.Join(dir, "input"), environment(&task, dir))
+	if v.Kind == Infra { // of this side, which Watch knows as a worker that is not ready
+		v.Kind = NotReady
+	}
+	if v.Kind == Ack {
+		if err := keepStdout(dir); err != nil {
+			return Verdict{Kind: NotReady, Reason: err.Error()}
+		}
+	}
+	return v
+}
+
+// keepStdout makes an output of what a command wrote to its stdout.
+func keepStdout(dir string) error {
+	path := filepath.Join(dir, "stdout")
+	info, err := os.Stat(path)
+	if err != nil || info.Size() == 0 {
+		return nil
+	}
+	return os.Rename(path, filepath.Join(dir, "out", "stdout"))
+}
+
+// writeStatus says how an attempt ended, in one step.
+func writeStatus(dir string, v Verdict) error {
+	s := map[string]string{"verdict": string(v.Kind), "reason": v.Reason, "stderr": v.Stderr}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, ".status")
+	if err := os.WriteFile(tmp, data, 0o666); err != nil {
+		return fmt.Errorf("write the verdict: %w", err)
+	}
+	return os.Rename(tmp, filepath.Join(dir, "status"))
+}
