@@ -1,0 +1,51 @@
+locals {
+  # Nomad reads list, map and object values as HCL expressions. JSON is one, but
+  # ${...} in its strings is for Nomad to fill in at run time, not to evaluate now.
+  expressions = {
+    for name, value in {
+      datacenters           = jsonencode(var.datacenters)
+      stages                = jsonencode(var.stages)
+      attempts              = jsonencode(var.attempts)
+      drain_seconds         = jsonencode(var.drain_seconds)
+      coordinator_env       = jsonencode(var.coordinator_env)
+      coordinator_resources = jsonencode(var.coordinator_resources)
+      worker_env            = jsonencode(var.worker_env)
+      worker_artifacts      = jsonencode(var.worker_artifacts)
+      worker_resources      = jsonencode(var.worker_resources)
+      broker_disk           = jsonencode(var.broker_disk)
+      broker_resources      = jsonencode(var.broker_resources)
+    } : name => replace(replace(value, "$${", "$$${"), "%%{", "%%%{")
+  }
+
+  # Values of string variables are taken as they are.
+  strings = {
+    job_name           = var.job_name
+    namespace          = var.namespace
+    driver             = var.driver
+    network_mode       = var.network_mode
+    consul_http_addr   = var.consul_http_addr
+    consul_ui          = var.consul_ui
+    retinue_image      = var.retinue_image
+    retinue_command    = var.retinue_command
+    queue_url          = var.queue_url
+    max_runtime        = var.max_runtime
+    to                 = var.to
+    commit             = var.commit
+    volume             = var.volume
+    volume_type        = var.volume_type
+    done               = var.done
+    broker_volume      = var.broker_volume
+    broker_volume_type = var.broker_volume_type
+    broker_durability  = var.broker_durability
+  }
+}
+
+resource "nomad_job" "this" {
+  jobspec          = file("${path.module}/work-queue-pipeline.nomad.hcl")
+  detach           = !var.wait
+  purge_on_destroy = var.purge_on_destroy
+
+  hcl2 {
+    vars = merge(local.expressions, local.strings)
+  }
+}

@@ -1,0 +1,14 @@
+output "job_id" {
+  description = "ID of the Nomad job."
+  value       = nomad_job.this.id
+}
+
+output "broker_service" {
+  description = "Consul service of the job's own broker; empty where queue_url names another one."
+  value       = var.queue_url == "" ? "${var.job_name}-broker" : ""
+}
+
+output "queues" {
+  description = "Name of each stage's queue, in the order of stages. Items go into the first."
+  value       = [for stage in var.stages : "${var.job_name}-${stage.name}"]
+}

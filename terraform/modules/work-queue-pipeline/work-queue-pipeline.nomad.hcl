@@ -1,0 +1,577 @@
+# Work queue pipeline: stages of workers, each with a queue of its own. What one
+# stage commits is the next one's item, exactly once.
+#
+#   nomad var put nomad/jobs/work-queue-pipeline password=$(openssl rand -hex 16)
+#   nomad job run work-queue-pipeline.nomad.hcl
+#   nomad job run -var-file=my.vars.hcl work-queue-pipeline.nomad.hcl
+#
+# Each stage starts a command for each item: unmodified command-line tools, as in
+# a pipe of a shell, but over many machines and with nothing lost in between.
+
+variable "job_name" {
+  description = "ID of the job. The queue of a stage is this, a dash and its name. The broker is the Consul service of this name and -broker, its secrets are the Nomad variable nomad/jobs/<job_name>."
+  type        = string
+  default     = "work-queue-pipeline"
+
+  validation {
+    condition     = regex_replace(var.job_name, "^[a-z0-9][a-z0-9-]{0,51}$", "") == ""
+    error_message = "The job_name must be 1 to 52 lower-case letters, digits and dashes, because it names a Consul service."
+  }
+}
+
+variable "namespace" {
+  description = "Nomad namespace of the job."
+  type        = string
+  default     = "default"
+}
+
+variable "datacenters" {
+  description = "Nomad datacenters that may run workers and broker."
+  type        = list(string)
+  default     = ["*"]
+}
+
+variable "stages" {
+  description = "The stages in their order: name, number of workers, commands at once in each, image (docker; empty: that of the coordinators), command (empty: the demo worker) and its arguments."
+  type        = list(object({ name = string, count = number, slots = number, image = string, command = string, args = list(string) }))
+  default = [
+    { name = "words", count = 1, slots = 4, image = "", command = "", args = ["words"] },
+    { name = "count", count = 1, slots = 4, image = "", command = "", args = ["count"] },
+    { name = "top", count = 1, slots = 4, image = "", command = "", args = ["top"] },
+  ]
+
+  validation {
+    condition     = length(var.stages) > 0 && length(distinct([for stage in var.stages : stage.name])) == length(var.stages)
+    error_message = "The stages must be at least one, each with a name of its own."
+  }
+
+  validation {
+    condition     = length([for stage in var.stages : stage.name if regex_replace(stage.name, "^[a-z0-9][a-z0-9-]{0,15}$", "") != ""]) == 0
+    error_message = "The names of stages must be 1 to 16 lower-case letters, digits and dashes."
+  }
+}
+
+variable "driver" {
+  description = "Nomad task driver of all tasks: docker, exec or raw_exec."
+  type        = string
+  default     = "docker"
+
+  validation {
+    condition     = contains(["docker", "exec", "raw_exec"], var.driver)
+    error_message = "The driver must be docker, exec or raw_exec."
+  }
+}
+
+variable "network_mode" {
+  description = "bridge: an HTTP worker listens on loopback of the allocation's own network. host: on a Unix socket."
+  type        = string
+  default     = "bridge"
+
+  validation {
+    condition     = contains(["bridge", "host"], var.network_mode)
+    error_message = "The network_mode must be bridge or host."
+  }
+}
+
+variable "consul_http_addr" {
+  description = "How the coordinators reach the Consul agent of their node. Empty: the Consul default, 127.0.0.1:8500, which is right in host mode."
+  type        = string
+  default     = ""
+}
+
+variable "consul_ui" {
+  description = "Address of the Consul UI with its datacenter, such as https://consul.example.com/ui/dc1, for the links that the Nomad UI shows. Empty: no links."
+  type        = string
+  default     = ""
+}
+
+variable "retinue_image" {
+  description = "Image of coordinators and broker, for the docker driver."
+  type        = string
+  default     = "retinue:0.1.0"
+}
+
+variable "retinue_command" {
+  description = "The retinue binary as the tasks see it. The broker's is this and -broker."
+  type        = string
+  default     = "/usr/local/bin/retinue"
+}
+
+variable "queue_url" {
+  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  type        = string
+  default     = ""
+}
+
+variable "attempts" {
+  description = "Attempts that may fail before an item is a dead letter."
+  type        = number
+  default     = 5
+}
+
+variable "max_runtime" {
+  description = "How long one attempt may take."
+  type        = string
+  default     = "1h"
+}
+
+variable "drain_seconds" {
+  description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
+  type        = number
+  default     = 20
+}
+
+variable "to" {
+  description = "Queue after the last stage, on the same broker. Empty: none, the output stays in the item's record."
+  type        = string
+  default     = ""
+}
+
+variable "commit" {
+  description = "Where an item's end is decided when there is no shared folder: journal (in Consul), or publish (to the next stage alone; needs to)."
+  type        = string
+  default     = "journal"
+
+  validation {
+    condition     = contains(["journal", "publish"], var.commit)
+    error_message = "The commit must be journal or publish."
+  }
+}
+
+variable "volume" {
+  description = "Host or CSI volume that all nodes share, mounted at /shared (docker, exec). Outputs then are committed below it, by rename, as large as they are. Empty: none."
+  type        = string
+  default     = ""
+}
+
+variable "volume_type" {
+  description = "Kind of the volume: host or csi."
+  type        = string
+  default     = "host"
+
+  validation {
+    condition     = contains(["host", "csi"], var.volume_type)
+    error_message = "The volume_type must be host or csi."
+  }
+}
+
+variable "done" {
+  description = "Folder of committed outputs, shared by all nodes. Empty: /shared/done where there is a volume, else none."
+  type        = string
+  default     = ""
+}
+
+variable "coordinator_env" {
+  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  type        = map(string)
+  default     = {}
+}
+
+variable "coordinator_resources" {
+  description = "CPU shares in MHz and memory in MB of a coordinator."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 100, memory = 128 }
+}
+
+variable "worker_env" {
+  description = "Environment of all workers."
+  type        = map(string)
+  default     = {}
+}
+
+variable "worker_artifacts" {
+  description = "Addresses of files or archives that Nomad puts into each worker's local/ folder, such as programs."
+  type        = list(string)
+  default     = []
+}
+
+variable "worker_resources" {
+  description = "CPU shares in MHz and memory in MB of a worker."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 200, memory = 256 }
+}
+
+variable "broker_volume" {
+  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node."
+  type        = string
+  default     = ""
+}
+
+variable "broker_volume_type" {
+  description = "Kind of the broker_volume: host or csi."
+  type        = string
+  default     = "host"
+
+  validation {
+    condition     = contains(["host", "csi"], var.broker_volume_type)
+    error_message = "The broker_volume_type must be host or csi."
+  }
+}
+
+variable "broker_durability" {
+  description = "When a message reaches the broker's disk: always, interval or process."
+  type        = string
+  default     = "always"
+}
+
+variable "broker_disk" {
+  description = "Disk in MB for the messages on the allocation's disk."
+  type        = number
+  default     = 1000
+}
+
+variable "broker_resources" {
+  description = "CPU shares in MHz and memory in MB of the broker."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 200, memory = 256 }
+}
+
+locals {
+  bridge = var.network_mode == "bridge"
+  docker = var.driver == "docker"
+
+  # The job's own broker is found through Consul at each connection, so that it may move.
+  own_broker = var.queue_url == ""
+  own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
+  password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
+
+  done   = var.done != "" ? var.done : var.volume != "" ? "/shared/done" : ""
+  commit = local.done != "" ? "rename" : var.commit
+
+  # A worker's container runs `retinue worker`, which the coordinator puts into the folder they share.
+  install = "${NOMAD_ALLOC_DIR}/bin/retinue"
+  queues  = concat([for stage in var.stages : "${var.job_name}-${stage.name}"], [var.to])
+  shims   = [for stage in var.stages : local.docker && stage.image != "" ? local.install : var.retinue_command]
+  commands = [for i, stage in var.stages : concat(
+    ["worker", "--"],
+    stage.command == "" ? [local.shims[i], "demo-app", "work-queue"] : [stage.command],
+    stage.args,
+  )]
+}
+
+job "work-queue-pipeline" {
+  id          = var.job_name
+  name        = var.job_name
+  namespace   = var.namespace
+  datacenters = var.datacenters
+
+  ui {
+    description = "Work queue pipeline `${var.job_name}`: ${join(", ", [for stage in var.stages : stage.name])}. The job's actions show each stage, its items and its dead letters."
+
+    dynamic "link" {
+      for_each = var.consul_ui == "" ? [] : ["kv/retinue/queues/${var.job_name}/", "services/${var.job_name}-broker/instances"]
+
+      content {
+        label = "${substr(link.value, 0, 2) == "kv" ? "Commit records" : "Broker"} (Consul)"
+        url   = "${var.consul_ui}/${link.value}"
+      }
+    }
+  }
+
+  update {
+    max_parallel     = 1
+    min_healthy_time = "3s"
+    healthy_deadline = "5m"
+  }
+
+  # A group for each stage, so that each can be scaled.
+  dynamic "group" {
+    for_each = range(length(var.stages))
+    iterator = stage
+    labels   = [var.stages[stage.value].name]
+
+    content {
+      count = var.stages[stage.value].count
+
+      spread {
+        attribute = "${node.unique.id}"
+      }
+
+      network {
+        mode = var.network_mode
+      }
+
+      restart {
+        attempts = 10
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      dynamic "volume" {
+        for_each = var.volume == "" ? [] : [var.volume]
+        labels   = ["shared"]
+
+        content {
+          type            = var.volume_type
+          source          = volume.value
+          access_mode     = var.volume_type == "csi" ? "multi-node-multi-writer" : ""
+          attachment_mode = var.volume_type == "csi" ? "file-system" : ""
+        }
+      }
+
+      # Up before the worker. It is stopped first: what runs has time to end, and the worker is there meanwhile.
+      task "coordinator" {
+        driver       = var.driver
+        leader       = true
+        kill_timeout = "${var.drain_seconds + 10}s"
+
+        lifecycle {
+          hook    = "prestart"
+          sidecar = true
+        }
+
+        consul {}
+
+        dynamic "config" {
+          for_each = local.docker ? [1] : []
+
+          content {
+            image        = var.retinue_image
+            command      = var.retinue_command
+            args         = ["coordinator"]
+            network_mode = local.bridge ? "" : "host"
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
+
+          content {
+            command = var.retinue_command
+            args    = ["coordinator"]
+          }
+        }
+
+        env = merge({
+          CONSUL_HTTP_ADDR                  = var.consul_http_addr
+          RETINUE_COORDINATOR_QUEUE         = local.queues[stage.value]
+          RETINUE_COORDINATOR_NODE          = "${node.unique.name}"
+          RETINUE_COORDINATOR_MODE          = "watch"
+          RETINUE_COORDINATOR_INSTALL       = local.shims[stage.value] == local.install ? local.install : ""
+          RETINUE_COORDINATOR_SLOTS         = "${var.stages[stage.value].slots}"
+          RETINUE_COORDINATOR_ATTEMPTS      = "${var.attempts}"
+          RETINUE_COORDINATOR_MAX_RUNTIME   = var.max_runtime
+          RETINUE_COORDINATOR_DRAIN_TIMEOUT = "${var.drain_seconds}s"
+          RETINUE_COORDINATOR_TO            = local.queues[stage.value + 1]
+          RETINUE_COORDINATOR_COMMIT        = local.commit
+          RETINUE_COORDINATOR_DONE          = local.done
+          RETINUE_COORDINATOR_JOURNAL       = local.commit == "journal" ? "consul:${var.job_name}" : ""
+        }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.coordinator_env)
+
+        dynamic "template" {
+          for_each = local.own_broker ? [1] : []
+
+          content {
+            destination = "secrets/broker-password"
+            perms       = "600"
+            change_mode = "noop" # it is read again at each connection
+            data        = local.password
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.own_broker ? [] : [1]
+
+          content {
+            destination = "secrets/broker.env"
+            perms       = "600"
+            env         = true
+            data        = "RETINUE_COORDINATOR_BROKER=${var.queue_url}"
+          }
+        }
+
+        dynamic "volume_mount" {
+          for_each = var.volume == "" ? [] : ["shared"]
+
+          content {
+            volume      = volume_mount.value
+            destination = "/shared"
+          }
+        }
+
+        action "stats" {
+          command = var.retinue_command
+          args    = ["queue", "stats"]
+        }
+
+        action "items" {
+          command = var.retinue_command
+          args    = ["queue", "ls"]
+        }
+
+        action "dead" {
+          command = var.retinue_command
+          args    = ["queue", "dead", "ls"]
+        }
+
+        action "retry-dead" {
+          command = var.retinue_command
+          args    = ["queue", "dead", "retry", "--all"]
+        }
+
+        resources {
+          cpu    = var.coordinator_resources.cpu
+          memory = var.coordinator_resources.memory
+        }
+      }
+
+      task "worker" {
+        driver       = var.driver
+        kill_timeout = "10s"
+
+        dynamic "artifact" {
+          for_each = var.worker_artifacts
+
+          content {
+            source = artifact.value
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [1] : []
+
+          content {
+            image        = var.stages[stage.value].image == "" ? var.retinue_image : var.stages[stage.value].image
+            entrypoint   = [local.shims[stage.value]]
+            args         = local.commands[stage.value]
+            network_mode = local.bridge ? "" : "host"
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
+
+          content {
+            command = local.shims[stage.value]
+            args    = local.commands[stage.value]
+          }
+        }
+
+        env = merge(var.worker_env, {
+          RETINUE_WORKER_SLOTS = "${var.stages[stage.value].slots}"
+        })
+
+        dynamic "volume_mount" {
+          for_each = var.volume == "" ? [] : ["shared"]
+
+          content {
+            volume      = volume_mount.value
+            destination = "/shared"
+          }
+        }
+
+        resources {
+          cpu    = var.worker_resources.cpu
+          memory = var.worker_resources.memory
+        }
+      }
+    }
+  }
+
+  # The queue itself: one task, which does not come and go with the workers.
+  dynamic "group" {
+    for_each = local.own_broker ? ["broker"] : []
+    labels   = [group.value]
+
+    content {
+      count = 1
+
+      # The next allocation gets the messages of the one before, from another node too while that one is there.
+      ephemeral_disk {
+        size    = var.broker_disk
+        sticky  = true
+        migrate = true
+      }
+
+      network {
+        mode = var.network_mode
+
+        port "broker" {
+          to = local.bridge ? 4222 : 0
+        }
+      }
+
+      restart {
+        attempts = 10
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      dynamic "volume" {
+        for_each = var.broker_volume == "" ? [] : [var.broker_volume]
+        labels   = ["queue"]
+
+        content {
+          type            = var.broker_volume_type
+          source          = volume.value
+          access_mode     = var.broker_volume_type == "csi" ? "single-node-writer" : ""
+          attachment_mode = var.broker_volume_type == "csi" ? "file-system" : ""
+        }
+      }
+
+      service {
+        name = "${var.job_name}-broker"
+        port = "broker"
+
+        check {
+          type     = "tcp"
+          interval = "3s"
+          timeout  = "2s"
+        }
+      }
+
+      task "broker" {
+        driver       = var.driver
+        kill_timeout = "20s"
+
+        dynamic "config" {
+          for_each = local.docker ? [1] : []
+
+          content {
+            image        = var.retinue_image
+            command      = "${var.retinue_command}-broker"
+            network_mode = local.bridge ? "" : "host"
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
+
+          content {
+            command = "${var.retinue_command}-broker"
+          }
+        }
+
+        template {
+          destination = "secrets/broker-password"
+          perms       = "600"
+          data        = local.password
+        }
+
+        env {
+          # In host mode every address of the machine is shared: listen on the one that Nomad publishes.
+          RETINUE_BROKER_LISTEN        = local.bridge ? "0.0.0.0:4222" : "${NOMAD_ADDR_broker}"
+          RETINUE_BROKER_DATA          = var.broker_volume == "" ? "${NOMAD_ALLOC_DIR}/data/broker" : "/queue/${var.job_name}"
+          RETINUE_BROKER_PASSWORD_FILE = "${NOMAD_SECRETS_DIR}/broker-password"
+          RETINUE_BROKER_DURABILITY    = var.broker_durability
+        }
+
+        dynamic "volume_mount" {
+          for_each = var.broker_volume == "" ? [] : ["queue"]
+
+          content {
+            volume      = volume_mount.value
+            destination = "/queue"
+          }
+        }
+
+        resources {
+          cpu    = var.broker_resources.cpu
+          memory = var.broker_resources.memory
+        }
+      }
+    }
+  }
+}

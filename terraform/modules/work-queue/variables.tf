@@ -1,0 +1,305 @@
+# Generated from jobspecs/work-queue/work-queue.nomad.hcl (and variables.extra.tf.txt). Change that, then `make generate`.
+
+variable "job_name" {
+  description = "ID of the job and name of its queue. Its broker is the Consul service of this name and -broker, its secrets are the Nomad variable nomad/jobs/<job_name>."
+  type        = string
+  default     = "work-queue"
+
+  validation {
+    condition     = replace(var.job_name, "/^[a-z0-9][a-z0-9-]{0,51}$/", "") == ""
+    error_message = "The job_name must be 1 to 52 lower-case letters, digits and dashes, because it names a Consul service."
+  }
+  nullable = false
+}
+
+variable "namespace" {
+  description = "Nomad namespace of the job."
+  type        = string
+  default     = "default"
+  nullable    = false
+}
+
+variable "datacenters" {
+  description = "Nomad datacenters that may run workers and broker."
+  type        = list(string)
+  default     = ["*"]
+  nullable    = false
+}
+
+variable "replicas" {
+  description = "Number of workers, each with its coordinator."
+  type        = number
+  default     = 2
+
+  validation {
+    condition     = var.replicas >= 0 && floor(var.replicas) == var.replicas
+    error_message = "The replicas must be a whole number, 0 or more."
+  }
+  nullable = false
+}
+
+variable "driver" {
+  description = "Nomad task driver of all tasks: docker, exec or raw_exec."
+  type        = string
+  default     = "docker"
+
+  validation {
+    condition     = contains(["docker", "exec", "raw_exec"], var.driver)
+    error_message = "The driver must be docker, exec or raw_exec."
+  }
+  nullable = false
+}
+
+variable "network_mode" {
+  description = "bridge: an HTTP worker listens on loopback of the allocation's own network. host: on a Unix socket."
+  type        = string
+  default     = "bridge"
+
+  validation {
+    condition     = contains(["bridge", "host"], var.network_mode)
+    error_message = "The network_mode must be bridge or host."
+  }
+  nullable = false
+}
+
+variable "consul_http_addr" {
+  description = "How the coordinators reach the Consul agent of their node. Empty: the Consul default, 127.0.0.1:8500, which is right in host mode."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "consul_ui" {
+  description = "Address of the Consul UI with its datacenter, such as https://consul.example.com/ui/dc1, for the links that the Nomad UI shows. Empty: no links."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "retinue_image" {
+  description = "Image of coordinators and broker, for the docker driver."
+  type        = string
+  default     = "retinue:0.1.0"
+  nullable    = false
+}
+
+variable "retinue_command" {
+  description = "The retinue binary as the tasks see it. The broker's is this and -broker."
+  type        = string
+  default     = "/usr/local/bin/retinue"
+  nullable    = false
+}
+
+variable "queue_url" {
+  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "mode" {
+  description = "How the worker gets an item: exec (the command is started for each), watch (it claims folders) or http."
+  type        = string
+  default     = "exec"
+
+  validation {
+    condition     = contains(["exec", "watch", "http"], var.mode)
+    error_message = "The mode must be exec, watch or http."
+  }
+  nullable = false
+}
+
+variable "slots" {
+  description = "Items that a worker handles at once."
+  type        = number
+  default     = 4
+
+  validation {
+    condition     = var.slots >= 1 && floor(var.slots) == var.slots
+    error_message = "The slots must be a whole number, 1 or more."
+  }
+  nullable = false
+}
+
+variable "attempts" {
+  description = "Attempts that may fail before an item is a dead letter."
+  type        = number
+  default     = 5
+  nullable    = false
+}
+
+variable "max_runtime" {
+  description = "How long one attempt may take."
+  type        = string
+  default     = "1h"
+  nullable    = false
+}
+
+variable "drain_seconds" {
+  description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
+  type        = number
+  default     = 20
+  nullable    = false
+}
+
+variable "to" {
+  description = "Queue of the next stage, on the same broker. Empty: none, the output stays in the item's record."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "commit" {
+  description = "Where an item's end is decided when there is no shared folder: journal (in Consul), publish (needs to) or none."
+  type        = string
+  default     = "journal"
+
+  validation {
+    condition     = contains(["journal", "publish", "none"], var.commit)
+    error_message = "The commit must be journal, publish or none."
+  }
+  nullable = false
+}
+
+variable "volume" {
+  description = "Host or CSI volume that all nodes share, mounted at /shared (docker, exec). Outputs then are committed below it, by rename, as large as they are. Empty: none."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "volume_type" {
+  description = "Kind of the volume: host or csi."
+  type        = string
+  default     = "host"
+
+  validation {
+    condition     = contains(["host", "csi"], var.volume_type)
+    error_message = "The volume_type must be host or csi."
+  }
+  nullable = false
+}
+
+variable "done" {
+  description = "Folder of committed outputs, shared by all nodes. Empty: /shared/done where there is a volume, else none."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "coordinator_env" {
+  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
+variable "coordinator_resources" {
+  description = "CPU shares in MHz and memory in MB of a coordinator."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 100, memory = 128 }
+  nullable    = false
+}
+
+variable "worker_image" {
+  description = "Image of the worker, for the docker driver. Empty: the image of the coordinators."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "worker_command" {
+  description = "Command of the worker; in mode exec the one that is started for each item. Empty: the demo worker, or in modes watch and http with worker_image the image's own."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "worker_args" {
+  description = "Arguments of worker_command."
+  type        = list(string)
+  default     = []
+  nullable    = false
+}
+
+variable "worker_env" {
+  description = "Environment of the worker."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
+variable "worker_artifacts" {
+  description = "Addresses of files or archives that Nomad puts into the worker's local/ folder, such as a program."
+  type        = list(string)
+  default     = []
+  nullable    = false
+}
+
+variable "worker_port" {
+  description = "Loopback port of the worker in mode http and bridge mode. It finds its address in RETINUE_WORKER_LISTEN."
+  type        = number
+  default     = 9000
+  nullable    = false
+}
+
+variable "worker_resources" {
+  description = "CPU shares in MHz and memory in MB of a worker."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 200, memory = 256 }
+  nullable    = false
+}
+
+variable "broker_volume" {
+  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "broker_volume_type" {
+  description = "Kind of the broker_volume: host or csi."
+  type        = string
+  default     = "host"
+
+  validation {
+    condition     = contains(["host", "csi"], var.broker_volume_type)
+    error_message = "The broker_volume_type must be host or csi."
+  }
+  nullable = false
+}
+
+variable "broker_durability" {
+  description = "When a message reaches the broker's disk: always, interval or process."
+  type        = string
+  default     = "always"
+  nullable    = false
+}
+
+variable "broker_disk" {
+  description = "Disk in MB for the messages on the allocation's disk."
+  type        = number
+  default     = 1000
+  nullable    = false
+}
+
+variable "broker_resources" {
+  description = "CPU shares in MHz and memory in MB of the broker."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 200, memory = 256 }
+  nullable    = false
+}
+
+variable "wait" {
+  description = "Wait until the deployment is healthy; apply fails when it is not."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "purge_on_destroy" {
+  description = "Forget the job on destroy, rather than keep it as a dead job until Nomad's garbage collection."
+  type        = bool
+  default     = true
+  nullable    = false
+}
