@@ -1,0 +1,146 @@
+// Command retinue-broker is the queue for those who run no broker: NATS
+// JetStream in one process. It is a program of its own because the helpers
+// beside every container must stay small, and a queue must not come and go
+// with them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"retinue"
+	"retinue/coordinator/broker"
+	"retinue/internal/envflag"
+	"retinue/internal/hint"
+	"retinue/internal/obs"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newCmd().ExecuteContext(ctx)
+	if err == nil {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "Error: %v\n", err)
+	if h := hint.Of(err); h != "" {
+		fmt.Fprintf(os.Stderr, "Hint: %s\n", h)
+	}
+	if errors.As(err, new(usageError)) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+// usageError marks an error of the command line.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// flags are the command line.
+type flags struct {
+	data, listen, durability, user, passwordFile, name, cluster, logLevel string
+	routes                                                                []string
+}
+
+func newCmd() *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "retinue-broker",
+		Short: "The queue of a work queue, for those who run no broker",
+		Long: `Serves NATS JetStream, which ` + "`retinue coordinator --broker nats://...`" + ` and any NATS
+client can use. What a publisher got an answer for is on disk. On SIGTERM it
+writes out what is left and ends; clients connect again when it is back.
+
+Anything but loopback needs a password: --password-file names a file with it.`,
+		Example: `  retinue-broker --data /tmp/queue
+  retinue-broker --data /queue --listen 0.0.0.0:4222 --password-file /secrets/password`,
+		Version:       retinue.Version,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := envflag.Apply(cmd, os.LookupEnv); err != nil {
+				return usageError{err}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return usageError{hint.Wrap(err, "run `retinue-broker --help` for the flags and examples")}
+	})
+	cmd.Flags().StringVar(&f.data, "data", "", "folder of the messages; it must live as long as the queues")
+	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:4222", "where clients connect, HOST:PORT")
+	cmd.Flags().StringVar(&f.durability, "durability", string(broker.Always), "when a message reaches the disk: always (before the answer), interval (within 0.1s) or process (a kill loses nothing, a power failure does)")
+	cmd.Flags().StringVar(&f.user, "user", "retinue", "user name that clients give with the password")
+	cmd.Flags().StringVar(&f.passwordFile, "password-file", "", "file with the clients' password; without one only loopback is served")
+	cmd.Flags().StringVar(&f.name, "name", "", "this broker's name among three")
+	cmd.Flags().StringVar(&f.cluster, "cluster", "", "where the other brokers connect, HOST:PORT")
+	cmd.Flags().StringSliceVar(&f.routes, "routes", nil, "the other brokers' --cluster addresses")
+	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
+	envflag.Show(cmd)
+	return cmd
+}
+
+// config reads the flags; the password never stands on a command line.
+func (f flags) config() (broker.Config, error) {
+	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes}
+	if f.data == "" {
+		return c, usageError{hint.Wrap(errors.New("no folder for the messages"), "give --data FOLDER")}
+	}
+	if f.passwordFile == "" {
+		if !loopback(f.listen) || f.cluster != "" && !loopback(f.cluster) {
+			return c, usageError{hint.Wrap(fmt.Errorf("%s is open to others, and there is no password", f.listen), "give --password-file FILE, or listen on 127.0.0.1")}
+		}
+		return c, nil
+	}
+	data, err := os.ReadFile(f.passwordFile)
+	if err != nil {
+		return c, usageError{fmt.Errorf("read the password: %w", err)}
+	}
+	c.User, c.Password = f.user, strings.TrimSpace(string(data))
+	if len(c.Password) < 16 {
+		return c, usageError{hint.Wrap(fmt.Errorf("the password in %s has less than 16 characters", f.passwordFile), "make one: openssl rand -hex 16")}
+	}
+	return c, nil
+}
+
+// loopback says that an address is reached from this machine, or this network namespace, alone.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+func (f flags) run(cmd *cobra.Command) error {
+	c, err := f.config()
+	if err != nil {
+		return err
+	}
+	log, err := obs.Logger(cmd.ErrOrStderr(), "broker", f.logLevel)
+	if err != nil {
+		return usageError{err}
+	}
+	b, err := broker.Start(cmd.Context(), c)
+	if err != nil {
+		return err
+	}
+	log.Info("broker started", "address", b.Addr(), "durability", f.durability, "password", c.Password != "")
+	select {
+	case <-cmd.Context().Done():
+		b.Close()
+		log.Info("broker stopped")
+		return nil
+	case <-b.Done():
+		return errors.New("the broker ended by itself")
+	}
+}

@@ -1,0 +1,350 @@
+// Package jobspecs_test holds the shipped jobspecs against the real Nomad: its
+// parser and its formatter, through the program that users have. `nomad job run
+// -output` parses exactly as a submission does and needs no agent.
+package jobspecs_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	nomad "github.com/hashicorp/nomad/api"
+
+	"retinue/tests/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+func specs(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(harness.RepoRoot(t), "jobspecs", "*", "*.nomad.hcl"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no jobspecs: %v", err)
+	}
+	return paths
+}
+
+// parse returns the job, or what Nomad says against it.
+func parse(t *testing.T, spec string, args ...string) (*nomad.Job, string) {
+	t.Helper()
+	cmd := exec.Command(harness.NomadBinary(t), append(append([]string{"job", "run", "-output"}, args...), spec)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = withoutNomadVars(os.Environ())
+	if cmd.Run() != nil {
+		return nil, stderr.String()
+	}
+	var out struct{ Job *nomad.Job }
+	if err := json.Unmarshal(stdout.Bytes(), &out); err != nil {
+		t.Fatal(err)
+	}
+	return out.Job, ""
+}
+
+// withoutNomadVars keeps a developer's own `retinue dev env` out of the test.
+func withoutNomadVars(environ []string) []string {
+	var out []string
+	for _, kv := range environ {
+		if !strings.HasPrefix(kv, "NOMAD_") {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+func TestFormatted(t *testing.T) {
+	for _, spec := range specs(t) {
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(spec), "*.hcl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if out, err := exec.Command(harness.NomadBinary(t), "fmt", "-check", file).CombinedOutput(); err != nil {
+				t.Errorf("nomad fmt would change %s: %v\n%s", file, err, out)
+			}
+		}
+	}
+}
+
+// Every jobspec parses with no variables, with its example variables, and on
+// every driver and network mode; and says what it lacks when a value is wrong.
+func TestParses(t *testing.T) {
+	for _, spec := range specs(t) {
+		name := filepath.Base(filepath.Dir(spec))
+		variants := map[string][]string{
+			"defaults":     nil,
+			"example vars": {"-var-file=" + filepath.Join(filepath.Dir(spec), name+".vars.hcl")},
+		}
+		for _, driver := range []string{"docker", "exec", "raw_exec"} {
+			for _, mode := range []string{"bridge", "host"} {
+				variants[driver+" "+mode] = []string{"-var", "driver=" + driver, "-var", "network_mode=" + mode}
+			}
+		}
+		for variant, args := range variants {
+			t.Run(name+"/"+variant, func(t *testing.T) {
+				t.Parallel()
+				job, complaint := parse(t, spec, args...)
+				if job == nil {
+					t.Fatalf("Nomad refuses it:\n%s", complaint)
+				}
+				for _, group := range job.TaskGroups {
+					for _, task := range group.Tasks {
+						if driver, _, both := strings.Cut(variant, " "); both && driver != "example" && task.Driver != driver {
+							t.Errorf("task %s has the driver %s", task.Name, task.Driver)
+						}
+						if len(task.Config) == 0 {
+							t.Errorf("task %s has no driver configuration", task.Name)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestWrongValuesAreRefused(t *testing.T) {
+	refuses(t, "leader-election", map[string]string{
+		"job_name=Not A Name":   "lower-case letters, digits and dashes",
+		"count=-1":              "must be a whole number",
+		"driver=podman":         "must be docker, exec or raw_exec",
+		"network_mode=cni/x":    "must be bridge or host",
+		"revocation=never":      "must be safe or fast",
+		"elections=[]":          "needs at least one name",
+		"no_such_variable=true": "was not found in known variables",
+	})
+	refuses(t, "scatter-gather", map[string]string{
+		"job_name=Not A Name": "lower-case letters, digits and dashes",
+		"roots=-1":            "must be a whole number, 0 or more",
+		"shards=0":            "must be a whole number, 1 or more",
+		"replicas=1.5":        "must be a whole number, 1 or more",
+		"driver=podman":       "must be docker, exec or raw_exec",
+		"network_mode=cni/x":  "must be bridge or host",
+		"merge_format=xml":    "must be ndjson, multipart or batch",
+	})
+	refuses(t, "scatter-gather-tree", map[string]string{
+		"branches=0": "must be a whole number, 1 or more",
+		"leaves=x":   "a number is required",
+	})
+}
+
+func TestWrongQueuesAreRefused(t *testing.T) {
+	refuses(t, "work-queue", map[string]string{
+		"job_name=Not A Name": "lower-case letters, digits and dashes",
+		"count=-1":            "must be a whole number, 0 or more",
+		"slots=0":             "must be a whole number, 1 or more",
+		"mode=lines":          "must be exec, watch or http",
+		"commit=rename":       "must be journal, publish or none",
+		"volume_type=nfs":     "must be host or csi",
+	})
+	refuses(t, "work-queue-pipeline", map[string]string{
+		"stages=[]":   "must be at least one",
+		"commit=none": "must be journal or publish",
+		`stages=[{name="A B",count=1,slots=1,image="",command="",args=[]}]`:                                                      "lower-case letters, digits and dashes",
+		`stages=[{name="a",count=1,slots=1,image="",command="",args=[]},{name="a",count=1,slots=1,image="",command="",args=[]}]`: "a name of its own",
+	})
+}
+
+func refuses(t *testing.T, pattern string, values map[string]string) {
+	t.Helper()
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", pattern, pattern+".nomad.hcl")
+	for value, complaint := range values {
+		job, said := parse(t, spec, "-var", value)
+		if job != nil {
+			t.Errorf("%s: %s is accepted", pattern, value)
+		} else if !strings.Contains(said, complaint) {
+			t.Errorf("%s: %s: the message lacks %q:\n%s", pattern, value, complaint, said)
+		}
+	}
+}
+
+// The promises that the jobspec's README makes about its shape.
+func TestLeaderElectionShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "leader-election", "leader-election.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "count=5", "-var", `elections=["a","b"]`, "-var", "job_name=orders", "-var", `app_env={A="1"}`)
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if *job.ID != "orders" || *job.TaskGroups[0].Count != 5 {
+		t.Errorf("job %s with %d replicas", *job.ID, *job.TaskGroups[0].Count)
+	}
+	for _, task := range job.TaskGroups[0].Tasks {
+		switch task.Name {
+		case "elector":
+			// Up before the application, and through its whole life.
+			if task.Lifecycle == nil || task.Lifecycle.Hook != "prestart" || !task.Lifecycle.Sidecar {
+				t.Errorf("the elector is no prestart sidecar: %+v", task.Lifecycle)
+			}
+			if task.Env["RETINUE_ELECTOR_ELECTION"] != "a,b" {
+				t.Errorf("the elector's elections are %q", task.Env["RETINUE_ELECTOR_ELECTION"])
+			}
+		case "app":
+			// Nomad stops it first, so that leadership is resigned and not left to expire.
+			if !task.Leader {
+				t.Error("the application is not the group's leader task")
+			}
+			if task.Env["A"] != "1" || task.Env["RETINUE_ELECTOR_ADDR"] == "" {
+				t.Errorf("the application's environment is %v", task.Env)
+			}
+			if task.Consul != nil {
+				t.Error("the application gets a Consul token, which it has no use for")
+			}
+		}
+	}
+}
+
+// The promises that the jobspec's README makes about its shape.
+func TestScatterGatherShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "scatter-gather", "scatter-gather.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=search", "-var", "shards=3", "-var", "replicas=2", "-var", "roots=2", "-var", "weights=[10,20]",
+		"-var", "distinct_hosts=true", "-var", "merge_image=merge:1", "-var", `gather_env={RETINUE_GATHER_PARTIAL="best"}`)
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if len(job.TaskGroups) != 4 || *job.TaskGroups[0].Count != 2 {
+		t.Fatalf("%d groups, %d roots", len(job.TaskGroups), *job.TaskGroups[0].Count)
+	}
+	for _, task := range job.TaskGroups[0].Tasks {
+		switch task.Name {
+		case "gather":
+			// It ends first: the merge is there until the last request.
+			if !task.Leader || task.Consul == nil {
+				t.Errorf("the root: leader %v, Consul %v", task.Leader, task.Consul)
+			}
+			if task.Env["RETINUE_GATHER_SHARDS"] != "3" || task.Env["RETINUE_GATHER_SERVICE"] != "search-leaf" || task.Env["RETINUE_GATHER_PARTIAL"] != "best" {
+				t.Errorf("the root's environment is %v", task.Env)
+			}
+		case "merge":
+			if task.Lifecycle == nil || task.Lifecycle.Hook != "prestart" || !task.Lifecycle.Sidecar || task.Consul != nil {
+				t.Errorf("the merge: %+v, Consul %v", task.Lifecycle, task.Consul)
+			}
+		default:
+			t.Errorf("task %s beside the root", task.Name)
+		}
+	}
+	for i, group := range job.TaskGroups[1:] {
+		shard := strconv.Itoa(i)
+		service, task := group.Services[0], group.Tasks[0]
+		if *group.Count != 2 || len(group.Constraints) != 1 || service.Name != "search-leaf" || service.Meta["shard"] != shard || task.Env["RETINUE_SHARD"] != shard {
+			t.Errorf("group %s: %d replicas, service %s %v, environment %v", *group.Name, *group.Count, service.Name, service.Meta, task.Env)
+		}
+		if want := []string{"10", "20", "1"}[i]; service.Meta["weight"] != want {
+			t.Errorf("shard %d weighs %s", i, service.Meta["weight"])
+		}
+		if task.Consul != nil {
+			t.Error("a leaf gets a Consul token, which it has no use for")
+		}
+	}
+	if job, complaint = parse(t, spec, "-var", "leaf_service=others"); job == nil || len(job.TaskGroups) != 1 || len(job.TaskGroups[0].Tasks) != 1 {
+		t.Errorf("a root over the leaves of another job, with a built-in merge, is more than a root: %s", complaint)
+	}
+}
+
+// A tree of ten by ten: every leaf knows its number among all, and its place in its branch.
+func TestTreeShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "scatter-gather-tree", "scatter-gather-tree.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "branches=10", "-var", "leaves=10", "-var", "partial=coverage(0.9)")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if len(job.TaskGroups) != 1+10+100 {
+		t.Fatalf("%d groups", len(job.TaskGroups))
+	}
+	for _, group := range job.TaskGroups {
+		service, env := group.Services[0], group.Tasks[0].Env
+		switch *group.Name {
+		case "root":
+			if service.Name != "scatter-gather-tree" || len(service.Meta) != 0 || env["RETINUE_GATHER_SERVICE"] != "scatter-gather-tree-branch" || env["RETINUE_GATHER_PARTIAL"] != "coverage(0.9)" {
+				t.Errorf("the root: %s %v %v", service.Name, service.Meta, env)
+			}
+		case "branch-2":
+			if service.Name != "scatter-gather-tree-branch" || service.Meta["shard"] != "2" || env["RETINUE_GATHER_SERVICE"] != "scatter-gather-tree-leaf-2" || env["RETINUE_GATHER_PARTIAL"] != "best" {
+				t.Errorf("a branch: %s %v %v", service.Name, service.Meta, env)
+			}
+		case "leaf-2-3":
+			if service.Name != "scatter-gather-tree-leaf-2" || service.Meta["shard"] != "3" || env["RETINUE_SHARD"] != "23" || env["RETINUE_SHARDS"] != "100" {
+				t.Errorf("a leaf: %s %v %v", service.Name, service.Meta, env)
+			}
+		}
+	}
+}
+
+// The promises that the jobspec's README makes about its shape.
+func TestWorkQueueShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=thumbs", "-var", "count=3", "-var", "worker_image=magick:7", "-var", "worker_command=magick", "-var", `worker_args=["-","png:-"]`)
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if len(job.TaskGroups) != 2 || *job.TaskGroups[0].Count != 3 || *job.TaskGroups[1].Count != 1 {
+		t.Fatalf("%d groups", len(job.TaskGroups))
+	}
+	for _, task := range job.TaskGroups[0].Tasks {
+		switch task.Name {
+		case "coordinator":
+			// Up before the worker, and stopped before it.
+			if task.Lifecycle == nil || task.Lifecycle.Hook != "prestart" || !task.Lifecycle.Sidecar || !task.Leader || task.Consul == nil {
+				t.Errorf("the coordinator: %+v, leader %v, Consul %v", task.Lifecycle, task.Leader, task.Consul)
+			}
+			if task.KillTimeout.Seconds() <= 20 || task.Env["RETINUE_COORDINATOR_DRAIN_TIMEOUT"] != "20s" {
+				t.Errorf("killed after %v, drains %s", task.KillTimeout, task.Env["RETINUE_COORDINATOR_DRAIN_TIMEOUT"])
+			}
+			if task.Env["RETINUE_COORDINATOR_QUEUE"] != "thumbs" || task.Env["RETINUE_COORDINATOR_JOURNAL"] != "consul:thumbs" || task.Env["RETINUE_COORDINATOR_INSTALL"] != "${NOMAD_ALLOC_DIR}/bin/retinue" {
+				t.Errorf("the coordinator's environment is %v", task.Env)
+			}
+		case "worker":
+			// It knows neither Consul nor the broker.
+			if task.Consul != nil || len(task.Templates) != 0 || task.Env["RETINUE_COORDINATOR_BROKER"] != "" {
+				t.Errorf("the worker: Consul %v, %d templates, %v", task.Consul, len(task.Templates), task.Env)
+			}
+			if got, _ := json.Marshal(task.Config); string(got) != `{"args":["worker","--","magick","-","png:-"],"entrypoint":["${NOMAD_ALLOC_DIR}/bin/retinue"],"image":"magick:7","network_mode":""}` {
+				t.Errorf("the worker runs %s", got)
+			}
+		}
+	}
+	disk := job.TaskGroups[1].EphemeralDisk
+	if broker := job.TaskGroups[1].Tasks[0]; !*disk.Sticky || !*disk.Migrate || broker.Consul != nil || job.TaskGroups[1].Services[0].Name != "thumbs-broker" {
+		t.Errorf("the broker: disk %+v, Consul %v", disk, broker.Consul)
+	}
+	for _, group := range job.TaskGroups { // the password is nowhere but in the variable
+		for _, task := range group.Tasks {
+			for _, template := range task.Templates {
+				if !strings.Contains(*template.EmbeddedTmpl, `nomadVar "nomad/jobs/thumbs"`) || *template.Perms != "600" {
+					t.Errorf("%s has the template %s, mode %s", task.Name, *template.EmbeddedTmpl, *template.Perms)
+				}
+			}
+		}
+	}
+	job, complaint = parse(t, spec, "-var", "queue_url=redis://redis:6379", "-var", "volume=shared", "-var", "mode=http", "-var", "worker_image=resize:1")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	env := job.TaskGroups[0].Tasks[0].Env
+	if len(job.TaskGroups) != 1 || env["RETINUE_COORDINATOR_COMMIT"] != "rename" || env["RETINUE_COORDINATOR_DONE"] != "/shared/done" || env["RETINUE_COORDINATOR_URL"] != "http://127.0.0.1:9000/" {
+		t.Errorf("%d groups with another broker, a volume and HTTP: %v", len(job.TaskGroups), env)
+	}
+}
+
+// Each stage publishes to the next one's queue, and all share broker and journal.
+func TestPipelineShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue-pipeline", "work-queue-pipeline.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=p", "-var", "to=results")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	var chain []string
+	for _, group := range job.TaskGroups {
+		if *group.Name == "broker" {
+			continue
+		}
+		env := group.Tasks[0].Env
+		chain = append(chain, *group.Name+": "+env["RETINUE_COORDINATOR_QUEUE"]+" -> "+env["RETINUE_COORDINATOR_TO"]+" "+env["RETINUE_COORDINATOR_JOURNAL"])
+	}
+	if got := strings.Join(chain, ", "); got != "words: p-words -> p-count consul:p, count: p-count -> p-top consul:p, top: p-top -> results consul:p" {
+		t.Errorf("%s", got)
+	}
+}

@@ -1,0 +1,60 @@
+package leaderelection_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"retinue/tests/harness"
+)
+
+// The job's actions work through Nomad's API: an operator with rights to the
+// job needs no way to Consul and none into the machine.
+func TestActions(t *testing.T) {
+	harness.Need(t, harness.Root, harness.Docker, harness.CNI)
+	c := cluster.Get(t)
+	o := runOrdersOn(t, "actions", replicas, drivers["docker"].vars(c))
+	leader, token := o.complete(0)
+	var follower *harness.Alloc
+	for _, a := range o.Allocs() {
+		if a.ID != leader.ID {
+			follower = a
+		}
+	}
+	action := func(a *harness.Alloc, name string) string {
+		return o.nomad("job", "action", "-job", o.ID, "-group", "app", "-task", "elector", "-alloc", a.ID, name)
+	}
+
+	status := action(leader, "status")
+	for _, want := range []string{o.ID, leader.ID[:8] + "@" + leader.NodeName, "connected", election, "leader", leader.App} {
+		if !strings.Contains(status, want) {
+			t.Errorf("status at the leader does not say %q:\n%s", want, status)
+		}
+	}
+	if status := action(follower, "status"); !strings.Contains(status, "follower") || !strings.Contains(status, leader.ID[:8]) {
+		t.Errorf("status at a follower does not name the leader:\n%s", status)
+	}
+	if out := action(follower, "stepdown"); !strings.Contains(out, "nothing is led here") {
+		t.Errorf("stepdown at a follower: %s", out)
+	}
+
+	w := o.watch(t)
+	begin := time.Now()
+	out := action(leader, "stepdown")
+	if !strings.Contains(out, election+": leadership ended after") {
+		t.Errorf("stepdown says %q", out)
+	}
+	if next, _ := o.complete(token); next.ID == leader.ID {
+		t.Error("who stepped down leads again, with two others in the race")
+	}
+	p := w.since(begin)
+	t.Logf("stepdown: moved after %v, longest without the lock %v, with no application leading %v", p.moved, p.unlocked, p.unled)
+	if len(p.tenures) != 2 || p.unlocked >= lease || p.unled >= lease {
+		t.Errorf("leadership moved %d times; nobody had the lock for %v, no application led for %v", len(p.tenures)-1, p.unlocked, p.unled)
+	}
+	for _, task := range []string{"app", "elector"} {
+		if n := leader.TaskStates[task].Restarts; n != 0 {
+			t.Errorf("task %s was restarted %d times", task, n)
+		}
+	}
+}

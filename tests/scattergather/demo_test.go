@@ -1,0 +1,44 @@
+package scattergather_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"retinue/internal/demo"
+	"retinue/internal/devcluster"
+	"retinue/tests/harness"
+)
+
+// The demonstration as the README says it, on a cluster that it brings up itself.
+func TestDemonstration(t *testing.T) {
+	harness.Need(t, harness.Program("python3", true))
+	binary := harness.RetinueBinary(t)
+	dir := filepath.Join(harness.Dir(t, "demo"), "c")
+	t.Cleanup(func() {
+		if err := devcluster.Down(context.Background(), dir, nil); err != nil {
+			t.Errorf("retinue dev down: %v", err)
+		}
+	})
+	cmd := exec.CommandContext(t.Context(), binary, "demo", "scatter-gather", "--json", "--dir", dir)
+	cmd.Dir = harness.RepoRoot(t)
+	tools := filepath.Dir(harness.NomadBinary(t)) + ":" + filepath.Dir(harness.ConsulBinary(t))
+	cmd.Env = append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
+	var people strings.Builder
+	cmd.Stderr = &people
+	out, err := cmd.Output()
+	var report demo.Report
+	if jsonErr := json.Unmarshal(out, &report); jsonErr != nil {
+		t.Fatalf("%v, %v\n%s", err, jsonErr, people.String())
+	}
+	if err != nil || !report.OK {
+		t.Errorf("the demonstration: %v\n%s", err, people.String())
+	}
+	if report.Measured["answers"] < 500 || report.Measured["wrong_answers"] != 0 || len(report.Checks) < 4 {
+		t.Errorf("%v answers, %v wrong, %d promises", report.Measured["answers"], report.Measured["wrong_answers"], len(report.Checks))
+	}
+}

@@ -1,0 +1,103 @@
+package workqueue_test
+
+import (
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"retinue/coordinator"
+)
+
+// The role of a job's coordinators is enough for its own journal, and for nothing else.
+func TestRightsAreNarrow(t *testing.T) {
+	c := cluster.Get(t)
+	if err := coordinator.Allow(c.Consul, "rights"); err != nil {
+		t.Fatal(err)
+	}
+	token, _, err := c.Consul.ACL().TokenCreate(&consulapi.ACLToken{Roles: []*consulapi.ACLLink{{Name: coordinator.RoleName("rights")}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, err := consulapi.NewClient(&consulapi.Config{Address: c.ConsulAddr(), Token: token.SecretID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, allowed := range map[string]bool{
+		"retinue/queues/rights/commit/rights/a":      true,
+		"retinue/queues/rights-of-others/commit/x/a": false,
+		"retinue/queues/commit/rights/a":             false,
+		"retinue/elections/rights/leader":            false,
+		"retinue/queues/another/commit/rights/a":     false,
+	} {
+		_, err := as.KV().Put(&consulapi.KVPair{Key: key, Value: []byte("{}")}, nil)
+		if (err == nil) != allowed {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if _, err := as.KV().DeleteTree("retinue/queues/", nil); err == nil {
+		t.Error("the coordinators of one job may delete the records of all")
+	}
+	if _, err := as.Catalog().Register(&consulapi.CatalogRegistration{Node: "x", Address: "127.0.0.1", Service: &consulapi.AgentService{Service: "rights-broker"}}, nil); err == nil {
+		t.Error("the coordinators may register a broker")
+	}
+}
+
+// The broker lets nobody in without the password, and the worker does not know it.
+func TestSecretsStayWithTheirOwners(t *testing.T) {
+	c := cluster.Get(t)
+	vars := drivers["raw_exec"].vars(c)
+	vars["count"], vars["worker_command"], vars["worker_args"] = "1", "/bin/sh", `["-c", "env"]`
+	q := run(t, "work-queue", "secrets-raw-exec", 2, vars)
+	variable, _, err := c.Nomad.Variables().Read("nomad/jobs/"+q.ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password := variable.Items["password"]
+	env := q.retinue("worker", "x", "queue", "put", "--id", "a", "--wait", "30s")
+	if !strings.Contains(env, "RETINUE_INPUT") {
+		t.Fatalf("the worker's environment: %s", env)
+	}
+	if strings.Contains(env, password) || strings.Contains(env, "CONSUL_HTTP_TOKEN") || strings.Contains(env, "nats://") {
+		t.Error("the worker has a secret in its environment")
+	}
+	for _, a := range q.Allocs() {
+		for _, task := range []string{"coordinator", "broker", "worker"} {
+			if strings.Contains(a.Log(t, task), password) {
+				t.Errorf("the password is in the log of %s", task)
+			}
+		}
+	}
+	services, _, err := c.Consul.Health().Service(q.ID+"-broker", "", false, nil)
+	if err != nil || len(services) == 0 {
+		t.Fatalf("no broker: %v", err)
+	}
+	conn, err := net.Dial("tcp", net.JoinHostPort(services[0].Service.Address, strconv.Itoa(services[0].Service.Port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("CONNECT {}\r\nPING\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(conn); !strings.Contains(string(said), "Authorization Violation") { // and hangs up
+		t.Errorf("without a password the broker says %q, %v", said, err)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
