@@ -113,7 +113,7 @@ func (c *Cluster) jobVars() []EnvVar {
 	p := c.state.Plan
 	return []EnvVar{
 		{"driver", p.Driver()},
-		{"retinue_image", Image()},
+		{"retinue_image", p.image()},
 		{"retinue_command", c.taskCommand()},
 		{"network_mode", p.NetworkMode()},
 		{"consul_http_addr", "http://${meta.retinue_consul}"},
@@ -239,9 +239,14 @@ func (c *Cluster) startAgent(a Agent) error {
 	return c.state.save()
 }
 
-// Image and PauseImage are the names of the local images of this version.
+// Image and PauseImage are the names of the local images of this version: of
+// the newest build of it. A cluster uses Plan.Image, its own build.
 func Image() string      { return "retinue:" + retinue.Version }
 func PauseImage() string { return "retinue-pause:" + retinue.Version }
+
+// buildImage is the name of the image with that content. Clusters of different
+// builds share an engine, and each must go on with its own.
+func buildImage(content string) string { return Image() + "-" + content[:12] }
 
 // linkTools puts the cluster's programs into its bin folder, for PATH.
 func (c *Cluster) linkTools() error {

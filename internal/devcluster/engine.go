@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,20 +89,38 @@ func (e *Engine) importImage(ctx context.Context, name string, layer []byte, cha
 	return e.do(ctx, http.MethodPost, "/images/create", query, bytes.NewReader(layer), nil)
 }
 
+// tagImage gives an image one more name, which another one loses that had it.
+func (e *Engine) tagImage(ctx context.Context, image, name string) error {
+	repo, tag, _ := strings.Cut(name, ":")
+	return e.do(ctx, http.MethodPost, "/images/"+image+"/tag", url.Values{"repo": {repo}, "tag": {tag}}, nil, nil)
+}
+
+// replacedFor is how long an image keeps the name of its build when it has no
+// other: a cluster without a container of it may still want it.
+const replacedFor = 24 * time.Hour
+
 // dropReplaced removes images of ours that have lost their name to a newer
+// build: at once when they have none, and after a day when it is that of their
 // build. One that a container still uses stays.
-func (e *Engine) dropReplaced(ctx context.Context) error {
-	filters, err := json.Marshal(map[string][]string{"dangling": {"true"}, "label": {labelContent}})
+func (e *Engine) dropReplaced(ctx context.Context, now time.Time) error {
+	filters, err := json.Marshal(map[string][]string{"label": {labelContent}})
 	if err != nil {
 		return err
 	}
 	var images []struct {
-		ID string `json:"Id"`
+		ID       string `json:"Id"`
+		RepoTags []string
+		Created  int64 // in seconds
 	}
 	if err := e.do(ctx, http.MethodGet, "/images/json", url.Values{"filters": {string(filters)}}, nil, &images); err != nil {
 		return err
 	}
 	for _, image := range images {
+		named := slices.ContainsFunc(image.RepoTags, func(tag string) bool { return tag != "<none>:<none>" })
+		byBuild := len(image.RepoTags) == 1 && strings.HasPrefix(image.RepoTags[0], "retinue:") && strings.Contains(image.RepoTags[0], "-")
+		if named && !(byBuild && now.Sub(time.Unix(image.Created, 0)) > replacedFor) {
+			continue
+		}
 		err := e.do(ctx, http.MethodDelete, "/images/"+image.ID, nil, nil, nil)
 		if status := (statusError{}); err != nil && !errors.As(err, &status) {
 			return err

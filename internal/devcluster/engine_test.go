@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"retinue/internal/hint"
 )
@@ -44,7 +45,7 @@ func fakeEngine(t *testing.T, handler http.Handler) *Engine {
 // TestImagesAreBuiltOnChange plays an engine that keeps labels as Docker does.
 func TestImagesAreBuiltOnChange(t *testing.T) {
 	images, imports := map[string]map[string]string{}, 0
-	replaced, removed := []map[string]string{}, 0
+	replaced, removed := []map[string]any{}, 0
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /images/{name}/json", func(w http.ResponseWriter, r *http.Request) {
 		labels, ok := images[r.PathValue("name")]
@@ -70,19 +71,31 @@ func TestImagesAreBuiltOnChange(t *testing.T) {
 		}
 		name := q.Get("repo") + ":" + q.Get("tag")
 		if images[name] != nil {
-			replaced = append(replaced, map[string]string{"Id": fmt.Sprintf("sha256:%d", imports)})
+			replaced = append(replaced, map[string]any{"Id": fmt.Sprintf("sha256:%d", imports), "Created": time.Now().Unix()})
 		}
 		images[name] = labels
 		io.Copy(io.Discard, r.Body)
 		io.WriteString(w, `{"status":"sha256:abc"}`)
 	})
+	mux.HandleFunc("POST /images/{name}/tag", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		images[q.Get("repo")+":"+q.Get("tag")] = images[r.PathValue("name")]
+		w.WriteHeader(http.StatusCreated)
+	})
 	mux.HandleFunc("GET /images/json", func(w http.ResponseWriter, r *http.Request) {
-		if f := r.URL.Query().Get("filters"); !strings.Contains(f, "dangling") || !strings.Contains(f, labelContent) {
+		if f := r.URL.Query().Get("filters"); !strings.Contains(f, labelContent) {
 			t.Errorf("asks for images of others: %s", f)
 		}
-		json.NewEncoder(w).Encode(replaced)
+		json.NewEncoder(w).Encode(append(slices.Clone(replaced),
+			map[string]any{"Id": "current", "RepoTags": []string{Image(), Image() + "-0123456789ab"}, "Created": 1},
+			map[string]any{"Id": "yesterday", "RepoTags": []string{Image() + "-ba9876543210"}, "Created": 1},
+			map[string]any{"Id": "today", "RepoTags": []string{Image() + "-aaaaaaaaaaaa"}, "Created": time.Now().Unix()}))
 	})
 	mux.HandleFunc("DELETE /images/{id}", func(w http.ResponseWriter, r *http.Request) {
+		switch r.PathValue("id") {
+		case "current", "today":
+			t.Errorf("removes the image of %s", r.PathValue("id"))
+		}
 		if removed++; removed == 1 {
 			w.WriteHeader(http.StatusConflict) // a container still uses it
 			io.WriteString(w, `{"message": "image is being used"}`)
@@ -95,19 +108,29 @@ func TestImagesAreBuiltOnChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	names := map[string]string{}
 	for i, step := range []struct {
 		content string
 		built   bool
 		total   int
 	}{{"one", true, 2}, {"one", false, 2}, {"two", true, 4}, {"two", false, 4}} {
 		write(step.content)
-		built, err := buildImages(t.Context(), e, bin)
+		name, built, err := buildImages(t.Context(), e, bin)
 		if err != nil || built != step.built || imports != step.total {
 			t.Errorf("step %d: built %v, %d imports, %v", i, built, imports, err)
 		}
+		if old := names[step.content]; old != "" && old != name {
+			t.Errorf("step %d: the same content is %s, and was %s", i, name, old)
+		}
+		names[step.content] = name
 	}
-	if removed != 2 {
-		t.Errorf("%d replaced images were removed, want 2", removed)
+	// The pause image without a name, and twice the one of yesterday: the first time it was in use.
+	if removed != 3 {
+		t.Errorf("%d replaced images were removed, want 3", removed)
+	}
+	one, two := images[names["one"]], images[names["two"]]
+	if names["one"] == names["two"] || one == nil || two == nil || images[Image()][labelContent] != two[labelContent] {
+		t.Errorf("builds share a name, or the version's is not the newest: %v, %v", names, images)
 	}
 	if images[Image()] == nil || images[PauseImage()] == nil {
 		t.Errorf("images: %v", images)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"retinue/internal/hint"
 )
@@ -60,20 +61,24 @@ func installBinary(source, dest string) error {
 // buildImages makes the local images of this version when their content has
 // changed: retinue, and the pause image that holds the network of a bridge-mode
 // allocation. Both are one scratch layer, the same one, with the broker's program where there is one.
-func buildImages(ctx context.Context, e *Engine, retinueBin string) (built bool, err error) {
+//
+// It returns the name of the retinue image that only this content has, and
+// leaves the name of the version, which jobspecs have as their default, with it.
+func buildImages(ctx context.Context, e *Engine, retinueBin string) (image string, built bool, err error) {
 	layer, err := imageLayer(retinueBin)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
 	sum := sha256.Sum256(layer)
 	content := hex.EncodeToString(sum[:])
+	image = buildImage(content)
 	for name, cmd := range map[string]string{
-		Image():      `["` + taskBinary + `"]`,
+		image:        `["` + taskBinary + `"]`,
 		PauseImage(): `["` + taskBinary + `", "pause"]`,
 	} {
 		labels, err := e.imageLabels(ctx, name)
 		if err != nil {
-			return built, fmt.Errorf("look for image %s: %w", name, err)
+			return image, built, fmt.Errorf("look for image %s: %w", name, err)
 		}
 		if labels[labelContent] == content {
 			continue
@@ -81,16 +86,19 @@ func buildImages(ctx context.Context, e *Engine, retinueBin string) (built bool,
 		// No ENTRYPOINT: a jobspec gives the command, as it does for exec.
 		err = e.importImage(ctx, name, layer, "CMD "+cmd, "ENV PATH=/usr/local/bin", "LABEL "+labelContent+"="+content)
 		if err != nil {
-			return built, hint.Wrap(fmt.Errorf("build image %s: %w", name, err), "`docker info` says whether the engine works and has space; --docker=off does without it")
+			return image, built, hint.Wrap(fmt.Errorf("build image %s: %w", name, err), "`docker info` says whether the engine works and has space; --docker=off does without it")
 		}
 		built = true
 	}
+	if err := e.tagImage(ctx, image, Image()); err != nil {
+		return image, built, fmt.Errorf("name image %s %s: %w", image, Image(), err)
+	}
 	if built {
-		if err := e.dropReplaced(ctx); err != nil {
-			return built, fmt.Errorf("remove replaced images: %w", err)
+		if err := e.dropReplaced(ctx, time.Now()); err != nil {
+			return image, built, fmt.Errorf("remove replaced images: %w", err)
 		}
 	}
-	return built, nil
+	return image, built, nil
 }
 
 // imageLayer is the tar of the image's files. It is the same for the same input:

@@ -72,6 +72,7 @@ type Plan struct {
 	ACL           bool          `json:"acl"`
 	Root          bool          `json:"root"`
 	DockerSocket  string        `json:"docker_socket,omitempty"` // "" = no docker driver
+	Image         string        `json:"image,omitempty"`         // local image of the cluster's own build; "" = no docker driver
 	CNIPath       string        `json:"cni_path,omitempty"`      // "" = no bridge mode
 	SessionTTLMin time.Duration `json:"session_ttl_min"`
 	Nodes         []Node        `json:"nodes"`
@@ -107,6 +108,14 @@ func loopback(slot, row, i int) netip.Addr {
 }
 
 var localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// image is what tasks of the cluster run, with the docker driver.
+func (p Plan) image() string {
+	if p.Image == "" { // of a cluster that was started before builds had names
+		return Image()
+	}
+	return p.Image
+}
 
 func (p Plan) servers() []Node { return p.nodes(true) }
 func (p Plan) clients() []Node { return p.nodes(false) }

@@ -254,7 +254,7 @@ func (c *Cluster) probeJob() *nomad.Job {
 	p := c.state.Plan
 	task := nomad.NewTask("probe", p.Driver()).SetConfig("command", c.taskCommand())
 	if p.Driver() == DriverDocker {
-		task.SetConfig("image", Image())
+		task.SetConfig("image", p.image())
 	}
 	task.Require(&nomad.Resources{CPU: new(10), MemoryMB: new(10)})
 	// A service with the provider "consul" makes Nomad demand Consul on the node.

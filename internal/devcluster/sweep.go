@@ -312,7 +312,7 @@ func removeFiles(ctx context.Context, dir string, p *Plan) error {
 		name := filepath.Join(dir, e.Name())
 		err := os.RemoveAll(name)
 		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 && p != nil && p.DockerSocket != "" {
-			err = NewEngine(p.DockerSocket).runToEnd(ctx, Image(), name, taskBinary, "remove-content", name)
+			err = NewEngine(p.DockerSocket).runToEnd(ctx, p.image(), name, taskBinary, "remove-content", name)
 			if err == nil {
 				err = os.RemoveAll(name)
 			}

@@ -326,12 +326,16 @@ func (u *upper) install(ctx context.Context, c *Cluster) error {
 		}
 	}
 	if p.DockerSocket != "" {
-		built, err := buildImages(ctx, NewEngine(p.DockerSocket), p.retinueBin())
+		image, built, err := buildImages(ctx, NewEngine(p.DockerSocket), p.retinueBin())
 		if err != nil {
 			return err
 		}
 		if built {
-			u.say("built the images %s and %s", Image(), PauseImage())
+			u.say("built the images %s and %s", image, PauseImage())
+		}
+		c.state.Plan.Image = image
+		if err := c.state.save(); err != nil {
+			return err
 		}
 	}
 	for _, n := range p.clients() {

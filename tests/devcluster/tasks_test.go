@@ -36,7 +36,7 @@ func idle(c *devcluster.Cluster, id, driver string, tasks ...string) *nomad.Job 
 	for _, name := range tasks {
 		task := nomad.NewTask(name, driver).SetConfig("command", command(c, driver)).SetConfig("args", []string{"pause"})
 		if driver == devcluster.DriverDocker {
-			task.SetConfig("image", devcluster.Image())
+			task.SetConfig("image", plan.Image)
 		}
 		task.Require(&nomad.Resources{CPU: new(20), MemoryMB: new(32)})
 		task.Consul = &nomad.Consul{}
