@@ -27,6 +27,7 @@ clean-demo: $(RETINUE) ## remove the local cluster and all that it left
 	$(RETINUE) dev down
 
 test: check unit e2e ## everything that continuous integration runs
+	@if [ -s bin/tried-twice-unit ] || [ -s bin/tried-twice-e2e ]; then echo "failed once, and passed when tried again:"; cat bin/tried-twice-*; fi
 
 check: bin/staticcheck ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
@@ -42,14 +43,26 @@ bin/staticcheck: tests/go.mod
 	@mkdir -p bin
 	cd tests && go build -o ../$@ honnef.co/go/tools/cmd/staticcheck
 
-unit: $(RETINUE) tools ## unit, policy and conformance tests (with a real Consul), with the race detector
-	RETINUE_TEST_CONSUL=$$($(RETINUE) tools | awk '$$1 == "consul" {print $$3}') go test -race -p 1 -timeout 30m ./...
-	cd gather/example && go test -race ./...
+unit: $(RETINUE) tools bin/gotestsum ## unit, policy and conformance tests (with a real Consul), with the race detector
+	@rm -f bin/tried-twice-*
+	RETINUE_TEST_CONSUL=$$($(RETINUE) tools | awk '$$1 == "consul" {print $$3}') $(call gotest,unit) -race -p 1 -timeout 30m
+	cd gather/example && $(call gotest,example) -race
 
-e2e: $(RETINUE) tools ## end-to-end tests on real Nomad, Consul, Docker and Chromium
-	@rm -f bin/skips
-	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) RETINUE_TEST_SKIPS=$(CURDIR)/bin/skips go test -race -count=1 -p 1 -timeout 40m ./...
-	@if [ -s bin/skips ]; then echo "not tried on this machine:"; sort bin/skips | uniq -c; else echo "nothing was skipped"; fi
+e2e: $(RETINUE) tools bin/gotestsum ## end-to-end tests on real Nomad, Consul, Docker and Chromium
+	inputs=$$( $(inputs) ) && cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) RETINUE_TEST_INPUTS=$$inputs $(call gotest,e2e) -race -p 1 -timeout 40m
+
+# What failed is tried once more, and told all the same: a second try tells a hiccup of the machine from a defect. Many failures
+# and data races are not tried again. Skips are listed and counted at the end.
+gotest = $(CURDIR)/bin/gotestsum --format pkgname --format-hide-empty-pkg --packages ./... \
+	--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --rerun-fails-run-root-test --rerun-fails-report=$(CURDIR)/bin/tried-twice-$(1) --jsonfile $(CURDIR)/bin/test-$(1).json --
+
+# All that the end-to-end tests run, and what they find on the machine: a result that `go test` has kept is of the same.
+inputs = (cat bin/retinue bin/retinue-broker; git ls-files -z --cached --others --exclude-standard | xargs -0 cat 2>/dev/null; \
+	bin/retinue tools; docker version; command -v chromium terraform consul nomad node python3) 2>&1 | sha256sum | cut -c1-16
+
+bin/gotestsum: tests/go.mod
+	@mkdir -p bin
+	cd tests && go build -o ../$@ gotest.tools/gotestsum
 
 bench: $(RETINUE) tools ## the patterns beside their peers, in one run; writes BENCHMARKS.md and docs/plots (some twenty minutes)
 	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./bench

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
 	"strings"
 	"sync"
 	"testing"
@@ -34,15 +32,8 @@ var (
 	Terraform = Feature{"terraform", false, missingBinary("terraform")}
 )
 
-// skips counts what this test binary could not try.
-var skips struct {
-	sync.Mutex
-	count map[string]int
-}
-
-// Need skips the test when the machine lacks a feature. The skip is named,
-// counted by Main, and written to the file $RETINUE_TEST_SKIPS so that a run
-// over many packages can say at its end what was not tried. Under CI=true the
+// Need skips the test when the machine lacks a feature. The skip is named and,
+// by gotestsum, listed and counted at the end of a run. Under CI=true the
 // absence of a promised feature is a failure.
 func Need(t testing.TB, features ...Feature) {
 	t.Helper()
@@ -54,45 +45,8 @@ func Need(t testing.TB, features ...Feature) {
 		if f.Promised && os.Getenv("CI") == "true" {
 			t.Fatalf("%s is missing: %v (this machine is CI, and .ci/run installs it)", f.Name, err)
 		}
-		recordSkip(f.Name, fmt.Sprintf("SKIP %s: %v (%s)", f.Name, err, t.Name()))
 		t.Skipf("SKIP %s: %v", f.Name, err)
 	}
-}
-
-func recordSkip(name, line string) {
-	skips.Lock()
-	defer skips.Unlock()
-	if skips.count == nil {
-		skips.count = map[string]int{}
-	}
-	skips.count[name]++
-	path := os.Getenv("RETINUE_TEST_SKIPS")
-	if path == "" {
-		return
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return
-	}
-	defer f.Close()
-	fmt.Fprintln(f, line)
-}
-
-func reportSkips(w io.Writer) {
-	skips.Lock()
-	defer skips.Unlock()
-	if len(skips.count) == 0 {
-		return
-	}
-	var parts []string
-	total := 0
-	for name, n := range skips.count {
-		parts = append(parts, fmt.Sprintf("%s %d", name, n))
-		total += n
-	}
-	sort.Strings(parts)
-	fmt.Fprintf(w, "SKIPPED %d: %s\n", total, strings.Join(parts, ", "))
 }
 
 func missingRoot() error {

@@ -3,7 +3,6 @@ package sourcetest
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -148,7 +147,7 @@ func Listens(addr string) func(context.Context) error {
 // Loopback is the address of a port.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// Need finds a server's program, or skips the test: named, written to $RETINUE_TEST_SKIPS, and a failure where CI=true, because
+// Need finds a server's program, or skips the test by name; a failure where CI=true, because
 // .ci/run installs it.
 func Need(t testing.TB, names ...string) string {
 	t.Helper()
@@ -164,15 +163,6 @@ func Need(t testing.TB, names ...string) string {
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("%s is missing (this machine is CI, and .ci/run installs it)", names[0])
 	}
-	line := fmt.Sprintf("SKIP %s: not installed (%s)", filepath.Base(names[0]), t.Name())
-	if path := os.Getenv("RETINUE_TEST_SKIPS"); path != "" {
-		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		fmt.Fprintln(f, line)
-	}
-	t.Skip(line)
+	t.Skipf("SKIP %s: not installed", filepath.Base(names[0]))
 	return ""
 }
