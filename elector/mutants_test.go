@@ -77,6 +77,8 @@ var mutants = []struct {
 		"if c.waiters > 0 && !c.claimed && !m.stopping {", "if false {", "TestLostBeforeItWasTold", false},
 	{"a stream that nobody reads as the end of an application", "stream.go",
 		"stuck: errors.Is(failed, os.ErrDeadlineExceeded)", "stuck: errors.Is(failed, os.ErrClosed)", "TestHoldUnread", false},
+	{"an owner that passes over what became due during a step", "../internal/actor/actor.go",
+		"l.Next(stepped)", "l.Next(l.Clock.Now())", "TestDueDuringAStep", false},
 	{"a resume of a key that was edited meanwhile, under the old token", "commit.go",
 		"VerbConfirm, Election: e.name, KeyIndex: e.key.Modify}) {", "VerbConfirm, Election: e.name, KeyIndex: e.seen.Modify}) {", "TestScripts", false},
 }
@@ -114,7 +116,7 @@ func testMutant(t *testing.T, file, source, tests string) (string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mutated := filepath.Join(dir, file)
+	mutated := filepath.Join(dir, filepath.Base(file))
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutated}})
 	if err != nil {
 		t.Fatal(err)
