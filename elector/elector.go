@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"retinue/internal/actor"
 	"retinue/internal/clock"
 )
 
@@ -22,17 +23,16 @@ type Elector struct {
 	metrics *metrics
 	trouble trouble
 
-	inbox   chan envelope
-	feed    *feed
-	state   *StateFile
-	reqs    atomic.Uint64
-	ended   chan struct{}
-	m       *machine                // owner only
-	stepped clock.Instant           // when the machine was stepped last; owner only
-	waits   map[uint64]chan Outcome // owner only
-	rewat   chan struct{}           // a token here starts the watch anew
-	last    Saved                   // owner only
-	keep    bool                    // the next process takes over; owner only
+	inbox chan envelope
+	feed  *feed
+	state *StateFile
+	reqs  atomic.Uint64
+	ended chan struct{}
+	m     *machine                // owner only
+	waits map[uint64]chan Outcome // owner only
+	rewat chan struct{}           // a token here starts the watch anew
+	last  Saved                   // owner only
+	keep  bool                    // the next process takes over; owner only
 }
 
 // Info is the elector as a whole, for people.
@@ -82,43 +82,22 @@ func (el *Elector) Run(ctx, hard context.Context) error {
 	defer close(el.ended)
 	el.adopt(work)
 	go el.watch(work)
-	stop := ctx.Done()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case env := <-el.inbox:
-			el.take(work, env)
-		case <-timer.C:
-			el.take(work, envelope{ev: evTick{}})
-		case <-stop:
-			stop = nil
-			el.take(work, envelope{ev: evStop{keep: el.state != nil}})
-		case <-hard.Done():
-			return hard.Err()
-		}
-		if el.m.done {
-			return nil
-		}
-		// What the step left for later, though later may be over by now: asked for what comes after this moment, the machine would
-		// pass over it.
-		if at := el.m.next(el.stepped); at != clock.Never {
-			timer.Reset(max(0, at.Sub(el.clock.Now())))
-		} else {
-			timer.Stop()
-		}
-	}
+	return actor.Loop[envelope]{
+		Clock: el.clock, Inbox: el.inbox, Tick: envelope{ev: evTick{}}, Stop: envelope{ev: evStop{keep: el.state != nil}},
+		Step: func(now clock.Instant, env envelope) { el.take(work, now, env) },
+		Next: el.m.next,
+		Done: func() bool { return el.m.done },
+	}.Run(ctx, hard)
 }
 
 // take feeds one event, and does what follows from it.
-func (el *Elector) take(ctx context.Context, env envelope) {
+func (el *Elector) take(ctx context.Context, now clock.Instant, env envelope) {
 	if env.out != nil {
 		if ev, ok := env.ev.(evResign); ok {
 			el.waits[ev.req] = env.out
 		}
 	}
-	el.stepped = el.clock.Now()
-	r := el.m.step(el.stepped, env.ev)
+	r := el.m.step(now, env.ev)
 	events := el.follow(ctx)
 	if env.reply != nil {
 		env.reply <- r

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,16 @@ type skewClock struct {
 
 func (c skewClock) Now() clock.Instant {
 	return clock.Instant(float64(time.Since(c.start))*c.rate) + clock.Instant(time.Hour)
+}
+
+// leapClock is the clock of a machine so busy that time passes between any two readings, once leap is set.
+type leapClock struct {
+	clock.Clock
+	leap, ahead atomic.Int64
+}
+
+func (c *leapClock) Now() clock.Instant {
+	return c.Clock.Now().Add(time.Duration(c.ahead.Add(c.leap.Load())))
 }
 
 // fleet is a number of electors over one model Consul, inside a synctest bubble, and a witness who watches all of them.
@@ -54,7 +65,8 @@ type node struct {
 // fleetConfig is one elector's configuration in a test.
 type fleetConfig struct {
 	Config
-	rate  float64 // of its clock; 0 means 1
+	rate  float64     // of its clock; 0 means 1
+	clock clock.Clock // instead
 	state *StateFile
 }
 
@@ -84,7 +96,10 @@ func (f *fleet) launch(cfg fleetConfig) *node {
 		cfg.rate = 1
 	}
 	n := &node{f: f, store: newModelStore(f.c, cfg.Config), ended: make(chan struct{})}
-	el, err := New(cfg.Config, n.store, skewClock{f.start, cfg.rate}, hclog.NewNullLogger(), cfg.state)
+	if cfg.clock == nil {
+		cfg.clock = skewClock{f.start, cfg.rate}
+	}
+	el, err := New(cfg.Config, n.store, cfg.clock, hclog.NewNullLogger(), cfg.state)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"retinue/internal/clock"
 )
 
 func TestElectRenewResign(t *testing.T) {
@@ -308,6 +310,27 @@ func TestApplicationLease(t *testing.T) {
 		}
 		if a.view().LostReason != "app_lease_expired" {
 			t.Errorf("reason %s", a.view().LostReason)
+		}
+	})
+}
+
+// What becomes due while the owner still carries out a step is due at once: here, the end of an application's lease. Nothing else
+// happens for a third of the elector's.
+func TestDueDuringAStep(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		cfg, busy := testConfig("a"), &leapClock{Clock: clock.Bubble()}
+		cfg.Lease, cfg.clock = time.Minute, busy
+		f := newFleet(t, cfg)
+		defer f.close()
+		a := f.nodes[0]
+		a.become(`{"lease_ms":2000}`)
+		f.watch(500 * time.Millisecond) // the record and the catalog are written
+		busy.leap.Store(int64(time.Second))
+		a.el.ask(t.Context(), evTick{}) // half a second before the lease ends, and the next look at the clock is after it
+		time.Sleep(time.Millisecond)
+		busy.leap.Store(0)
+		if v := a.view(); v.LostReason != "app_lease_expired" || a.role() != Follower {
+			t.Errorf("role %s, lost for %q", a.role(), v.LostReason)
 		}
 	})
 }
