@@ -10,11 +10,12 @@ SOURCES := $(shell find . -path ./tests -prune -o -path ./bin -prune -o \( -name
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: $(RETINUE) ## the multi-call binary, and the broker beside it, in bin/
+build: $(RETINUE) ## the multi-call binary, and beside it the broker and the coordinator with every broker, in bin/
 
 $(RETINUE): $(SOURCES)
 	@mkdir -p bin
 	$(BUILD) -o $@-broker ./cmd/retinue-broker
+	$(BUILD) -o $@-coordinator ./cmd/retinue-coordinator
 	$(BUILD) -o $@ ./cmd/retinue
 
 tools: $(RETINUE) ## Nomad and Consul: from PATH where new enough, else built once into the user's cache

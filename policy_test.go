@@ -102,7 +102,7 @@ func TestHelpersStaySmall(t *testing.T) {
 		t.Fatalf("go list: %v", err)
 	}
 	for _, dep := range strings.Fields(string(out)) {
-		if strings.HasPrefix(dep, "github.com/nats-io/nats-server") || strings.HasPrefix(dep, "github.com/aws/") {
+		if strings.HasPrefix(dep, "github.com/nats-io/nats-server") || strings.HasPrefix(dep, "github.com/aws/") || strings.HasPrefix(dep, "github.com/twmb/franz-go") {
 			t.Errorf("cmd/retinue links %s", dep)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"retinue"
+	"retinue/coordinator/command"
+	"retinue/coordinator/source/dial"
 	"retinue/internal/envflag"
 	"retinue/internal/hint"
 )
@@ -53,12 +55,16 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
+	theirs, said := command.Code(err)
+	if said {
+		return theirs
+	}
 	fmt.Fprintf(stderr, "Error: %v\n", err)
 	if h := hint.Of(err); h != "" {
 		fmt.Fprintf(stderr, "Hint: %s\n", h)
 	}
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), theirs == exitUsage:
 		return exitUsage
 	case ctx.Err() != nil:
 		return exitInterrupted
@@ -110,8 +116,8 @@ func commands() []*cobra.Command {
 		newRemoveContentCmd(),
 		newElectorCmd(),
 		newLeaderCmd(),
-		newCoordinatorCmd(),
-		newWorkerCmd(),
+		command.New(brokers()),
+		command.NewWorker(),
 		newQueueCmd(),
 		newGatherCmd(),
 		newInjectCmd(),
@@ -120,6 +126,11 @@ func commands() []*cobra.Command {
 		newDemoAppCmd(),
 		newVersionCmd(),
 	}
+}
+
+// brokers are those that leave a helper small; `retinue-coordinator` has all.
+func brokers() command.Brokers {
+	return command.Brokers{Schemes: dial.Schemes, Open: dial.Open, Elsewhere: dial.Elsewhere}
 }
 
 func newVersionCmd() *cobra.Command {

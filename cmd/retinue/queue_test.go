@@ -13,10 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
-	"retinue/coordinator"
 	"retinue/coordinator/source"
+	"retinue/coordinator/source/dial"
 )
 
 // TestMain lets a test start this program as a process of its own: with RETINUE_TEST_MAIN the test binary is retinue.
@@ -213,10 +211,7 @@ func TestKilledProcesses(t *testing.T) {
 	l.Close()
 	start(t, exec.Command(server, "--port", fmt.Sprint(port), "--bind", "127.0.0.1", "--save", "", "--dir", dir, "--logfile", filepath.Join(dir, "redis.log")))
 	broker := fmt.Sprintf("redis://127.0.0.1:%d/0", port)
-	open, err := openBroker(broker)
-	if err != nil {
-		t.Fatal(err)
-	}
+	open := func(o source.Options) (source.Source, error) { return dial.Open(t.Context(), broker, o) }
 	var src source.Source
 	until(t, "Redis answers", func() bool { src, err = open(source.Options{Queue: "in"}); return err == nil })
 	worker := filepath.Join(dir, "worker")
@@ -311,49 +306,11 @@ func received(t *testing.T, open func(source.Options) (source.Source, error), wa
 	return got
 }
 
-func TestCoordinatorFlags(t *testing.T) {
+func TestCoordinatorUsage(t *testing.T) {
 	dir := t.TempDir()
-	file := filepath.Join(dir, "q.hcl")
-	write(t, file, "work_queue \"fromfile\" {\n  worker {\n    slots = 9\n    batch = 1\n  }\n}\n", 0o600)
-	cmd := newCoordinatorCmd()
-	var f coordinatorFlags
-	fresh := *cmd
-	fresh.ResetFlags()
-	f.add(&fresh)
-	if err := fresh.Flags().Parse([]string{"--config", file, "--slots", "3", "--queue", "flag"}); err != nil {
-		t.Fatal(err)
-	}
-	s, err := f.settings([]string{"work", "hard"}, func(name string) string { return map[string]string{"NOMAD_ALLOC_DIR": "/alloc"}[name] })
-	if err != nil || s.Worker.Slots != 3 || s.Queue != "flag" || s.Worker.Work != "/alloc/data/wq" || s.Listen[0] != "unix:///alloc/tmp/coordinator.sock" || len(s.Worker.Command) != 2 || s.Retry.Attempts != coordinator.DefaultSettings().Retry.Attempts {
-		t.Errorf("%v %+v", err, s)
-	}
-	for _, line := range []string{"coordinator --queue q", "coordinator --queue q --broker ftp://x --commit none --mode http --url http://x/", "coordinator --config " + dir + "/none", "queue stats --addr nonsense"} {
+	for _, line := range []string{"coordinator --queue q", "coordinator --queue q --broker ftp://x --commit none --mode http --url http://x/", "coordinator --queue q --broker kafka://127.0.0.1 --commit none --mode http --url http://x/", "coordinator --config " + dir + "/none", "queue stats --addr nonsense"} {
 		if code, _, errs := call(strings.Fields(line)...); code != exitUsage || !strings.Contains(errs, "Hint: ") {
 			t.Errorf("%s: %d %s", line, code, errs)
 		}
-	}
-}
-
-// A coordinator that is up before its broker waits for it; what waiting does not heal, and a broker that goes away later, are told at once.
-func TestPatient(t *testing.T) {
-	tried := 0
-	open := patient(t.Context(), hclog.NewNullLogger(), func(source.Options) (source.Source, error) {
-		if tried++; tried < 3 {
-			return nil, fmt.Errorf("dial: %w", source.ErrUnavailable)
-		}
-		return nil, source.ErrAccess
-	})
-	if _, err := open(source.Options{}); !errors.Is(err, source.ErrAccess) || tried != 3 {
-		t.Errorf("%d tries, %v", tried, err)
-	}
-	tried = 0
-	if _, err := open(source.Options{}); !errors.Is(err, source.ErrUnavailable) || tried != 1 {
-		t.Errorf("later: %d tries, %v", tried, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	tried = -100
-	if _, err := patient(ctx, hclog.NewNullLogger(), func(source.Options) (source.Source, error) { return nil, source.ErrUnavailable })(source.Options{}); err == nil {
-		t.Error("it waits when it should stop")
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"context"
@@ -27,12 +27,14 @@ import (
 
 // coordinatorFlags are the flags of `retinue coordinator`. What a flag says counts more than what the file says.
 type coordinatorFlags struct {
+	brokers                                   Brokers
 	config, id, node, mode, install, logLevel string
 	apply                                     []func(*coordinator.Settings)
 }
 
-func newCoordinatorCmd() *cobra.Command {
-	var f coordinatorFlags
+// New is the verb `coordinator`.
+func New(b Brokers) *cobra.Command {
+	f := coordinatorFlags{brokers: b}
 	cmd := &cobra.Command{
 		Use:   "coordinator [flags] [-- COMMAND [ARG...]]",
 		Short: "The work queue beside a container: takes items from a broker, hands them to the worker, commits what comes out once",
@@ -160,7 +162,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 			return hint.Wrap(fmt.Errorf("install a copy of this program: %w", err), "--install names a file in a folder that the worker shares")
 		}
 	}
-	open, err := openBroker(s.Source.Broker)
+	open, err := f.brokers.open(s.Source.Broker)
 	if err != nil {
 		return err
 	}

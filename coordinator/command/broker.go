@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"retinue/coordinator/source"
-	"retinue/coordinator/source/dial"
 	"retinue/coordinator/source/memory"
 	"retinue/internal/hint"
 )
@@ -16,8 +15,8 @@ import (
 // brokerTimeout bounds the opening of one queue.
 const brokerTimeout = 15 * time.Second
 
-// openBroker returns what opens the queues of the broker at url.
-func openBroker(url string) (func(source.Options) (source.Source, error), error) {
+// open returns what opens the queues of the broker at url.
+func (b Brokers) open(url string) (func(source.Options) (source.Source, error), error) {
 	scheme, _, _ := strings.Cut(url, ":")
 	switch scheme {
 	case "memory":
@@ -26,12 +25,17 @@ func openBroker(url string) (func(source.Options) (source.Source, error), error)
 	case "":
 		return nil, usageError{hint.Wrap(fmt.Errorf("no broker named"), "give --broker URL; memory: tries a worker without one")}
 	}
-	if !slices.Contains(strings.Split(dial.Schemes, ", "), scheme) {
-		return nil, usageError{hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", dial.Schemes)}
+	if !slices.Contains(strings.Split(b.Schemes, ", "), scheme) {
+		if b.Elsewhere != nil {
+			if advice := b.Elsewhere(scheme); advice != "" {
+				return nil, usageError{hint.Wrap(fmt.Errorf("this program does not have the broker %s", scheme), "%s", advice)}
+			}
+		}
+		return nil, usageError{hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", b.Schemes)}
 	}
 	return func(o source.Options) (source.Source, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), brokerTimeout)
 		defer cancel()
-		return dial.Open(ctx, url, o)
+		return b.Open(ctx, url, o)
 	}, nil
 }

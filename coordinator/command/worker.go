@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"context"
@@ -18,7 +18,8 @@ import (
 	"retinue/internal/hint"
 )
 
-func newWorkerCmd() *cobra.Command {
+// NewWorker is the verb `worker`.
+func NewWorker() *cobra.Command {
 	var work string
 	var slots int
 	var grace time.Duration
@@ -34,7 +35,12 @@ command writes to stdout and to files in $RETINUE_OUTPUT is the output.
 On SIGTERM nothing new is started; what runs may end. A second SIGTERM ends it.`,
 		Example: `  retinue worker -- gzip -dc
   retinue worker --slots 8 -- /usr/bin/thumbnail`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError{hint.Wrap(errors.New("no command to run"), "give it after --, as in `worker -- gzip -dc`; --help shows all")}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if work == "" {
 				return usageError{hint.Wrap(errors.New("no folder to work in"), "give --work FOLDER, the coordinator's; in a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")}
