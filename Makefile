@@ -58,7 +58,7 @@ gotest = $(CURDIR)/bin/gotestsum --format pkgname --format-hide-empty-pkg --pack
 	--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --rerun-fails-run-root-test --rerun-fails-report=$(CURDIR)/bin/tried-twice-$(1) --jsonfile $(CURDIR)/bin/test-$(1).json --
 
 # All that the end-to-end tests run, and what they find on the machine: a result that `go test` has kept is of the same.
-inputs = (cat bin/retinue bin/retinue-broker; git ls-files -z --cached --others --exclude-standard | xargs -0 cat 2>/dev/null; \
+inputs = (cat bin/retinue bin/retinue-*; git ls-files -z --cached --others --exclude-standard | xargs -0 cat 2>/dev/null; \
 	bin/retinue tools; docker version; command -v chromium terraform consul nomad node python3) 2>&1 | sha256sum | cut -c1-16
 
 bin/gotestsum: tests/go.mod
