@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -42,11 +43,17 @@ func exists(path string) bool {
 	return err == nil
 }
 
-func remove(t *testing.T, path string) {
-	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+// lateness measures, until the test ends, how late this machine wakes those who sleep. It returns a function that tells the worst so far.
+func lateness(t *testing.T) func() time.Duration {
+	var worst atomic.Int64
+	ctx := t.Context()
+	go func() {
+		for slept := time.Now(); ctx.Err() == nil; slept = time.Now() {
+			time.Sleep(time.Millisecond)
+			worst.Store(max(worst.Load(), int64(time.Since(slept)-time.Millisecond)))
+		}
+	}()
+	return func() time.Duration { return time.Duration(worst.Load()) }
 }
 
 func lines(t *testing.T, path string) []string {

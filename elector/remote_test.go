@@ -105,7 +105,9 @@ func TestRealAsk(t *testing.T) {
 	if _, _, err := Ask(ctx, client, "app", "leader", "nobody", "test"); err == nil || !strings.Contains(err.Error(), "nobody") {
 		t.Errorf("handed over to nobody: %v", err)
 	}
+	resigned := make(chan struct{})
 	go func() {
+		defer close(resigned)
 		for e := range events {
 			if e == "stepdown" {
 				a.do(http.MethodPost, "leader/resign", fmt.Sprintf(`{"token":%d}`, g.Token), nil)
@@ -114,14 +116,13 @@ func TestRealAsk(t *testing.T) {
 	}()
 	next := make(chan Grant, 1)
 	go func() { next <- b.become() }()
-	for len(a.el.feed.view("leader").Candidates) < 2 {
-		time.Sleep(time.Millisecond)
-	}
+	await(t, "both are in the race", func() bool { return len(a.el.feed.view("leader").Candidates) == 2 })
 	before, after, err := Ask(ctx, client, "app", "leader", "b", "test")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ng := <-next
+	<-resigned // the stream ends with the leadership
 	if before.Leader.Token != g.Token || after.Leader.Token != ng.Token || after.Leader.Elector != "b" {
 		t.Errorf("before %+v, after %+v, granted %d", before.Leader, after.Leader, ng.Token)
 	}

@@ -246,8 +246,11 @@ func conformance(t *testing.T, build func(testing.TB) world) {
 		a.must(lock)
 		start := time.Now()
 		w.invalidate(a.session)
-		b.refused(lock, ReasonLockDelay)
-		a.refused(lock, ReasonLockDelay)
+		for _, who := range []*side{b, a} {
+			if r := who.commit(lock); r.Failed[0] != ReasonLockDelay && time.Since(start) < 700*time.Millisecond {
+				t.Errorf("within the lock-delay: %+v", r)
+			}
+		}
 		for b.commit(lock).Failed[0] == ReasonLockDelay {
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -312,7 +315,7 @@ func conformance(t *testing.T, build func(testing.TB) world) {
 			if s.Elections["leader"].Session != a.session || s.Candidates[candidateKey("a", a.session)].Session != a.session || string(s.Candidates[candidateKey("a", a.session)].Value) != "me" {
 				t.Errorf("%+v", s)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("the watch slept through a change")
 		}
 	})

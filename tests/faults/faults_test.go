@@ -19,12 +19,13 @@ import (
 func TestMain(m *testing.M) { harness.Main(m) }
 
 const (
-	lease    = 2 * time.Second
+	lease    = 3 * time.Second
 	election = "leader"
-	// worst is how long a silent death may leave nobody leading with
-	// revocation = safe: Consul drops the session after two leases at the latest,
-	// and keeps the lock for one more. The rest is for a busy machine.
-	worst = 3*lease + 6*time.Second
+	// worst is how long to wait for a leader. A silent death may leave nobody
+	// leading with revocation = safe for three leases: Consul drops the session
+	// after two at the latest, and keeps the lock for one more. The campaign
+	// judges that; here the rest is for a machine that is as busy as can be.
+	worst = 3*lease + 45*time.Second
 )
 
 // lab is the world that the tests break, one after the other.
@@ -118,7 +119,7 @@ func (l *lab) index(name string) int {
 func (l *lab) refused(t *testing.T, token uint64) {
 	t.Helper()
 	for i, e := range l.electors {
-		harness.Eventually(t, 10*time.Second, "an answer about the old token", func(ctx context.Context) error {
+		harness.Eventually(t, 30*time.Second, "an answer about the old token", func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 			defer cancel()
 			err := e.Verify(ctx, election, token)
@@ -135,12 +136,12 @@ func (l *lab) refused(t *testing.T, token uint64) {
 	}
 }
 
-// follows waits until the elector reports the leader's token as somebody else's.
+// follows waits until the elector knows who leads. It may lead itself again by then.
 func (l *lab) follows(t *testing.T, i int) {
 	t.Helper()
 	harness.Eventually(t, worst, l.apps[i].Name+" follows", func(ctx context.Context) error {
 		s, err := l.electors[i].State(ctx, election)
-		if err == nil && (s.Role != "follower" || s.Leader == nil) {
+		if err == nil && (s.Role == "suspended" || s.Leader == nil) {
 			err = fmt.Errorf("role %s, leader %v", s.Role, s.Leader)
 		}
 		return err
@@ -151,12 +152,29 @@ func (l *lab) follows(t *testing.T, i int) {
 // again, and with a higher token; the old one is void.
 func TestResign(t *testing.T) {
 	l, old := start(t)
-	l.apps[l.index(old.Who)].StepDown()
-	next := l.leaderAfter(t, old.Token, old.Who, worst)
-	l.refused(t, old.Token)
-	if err := l.electors[l.index(next.Who)].Verify(t.Context(), election, next.Token); err != nil {
-		t.Errorf("the new leader's own token is refused: %v", err)
+	next := old
+	// Who resigns lets the others go first, for some milliseconds: on a busy machine they may miss them.
+	for tries := 0; next.Who == old.Who; tries++ {
+		if tries == 5 {
+			t.Fatalf("%s resigned %d times, and leads again each time", old.Who, tries)
+		}
+		l.apps[l.index(old.Who)].StepDown()
+		next = l.leaderAfter(t, next.Token, "", worst)
 	}
+	l.refused(t, old.Token)
+	l.verified(t)
+}
+
+// verified checks that the leader's elector calls the leader's token good.
+func (l *lab) verified(t *testing.T) {
+	t.Helper()
+	harness.Eventually(t, worst, "the leader's own token is good", func(ctx context.Context) error {
+		c, ok := l.history.Leader()
+		if !ok {
+			return errors.New("nobody leads")
+		}
+		return l.electors[l.index(c.Who)].Verify(ctx, election, c.Token)
+	})
 }
 
 // The leader's host is cut off: it stops by its own clock before anybody else
@@ -181,7 +199,7 @@ func TestPartition(t *testing.T) {
 			}
 			l.clients[i].Heal()
 			healed = true
-			l.clients[i].WaitReady(30 * time.Second)
+			l.clients[i].WaitReady(60 * time.Second)
 			l.follows(t, i)
 			l.refused(t, old.Token)
 		})
@@ -208,7 +226,7 @@ func TestElectorKilled(t *testing.T) {
 	l.electors[i].Kill()
 	l.leaderAfter(t, old.Token, old.Who, worst)
 	l.electors[i].Run()
-	l.electors[i].WaitReady(10 * time.Second)
+	l.electors[i].WaitReady(60 * time.Second)
 	l.follows(t, i)
 	l.refused(t, old.Token)
 }
@@ -221,7 +239,7 @@ func TestElectorRestarted(t *testing.T) {
 	died := time.Now()
 	l.electors[i].Kill()
 	l.electors[i].Run()
-	l.electors[i].WaitReady(10 * time.Second)
+	l.electors[i].WaitReady(60 * time.Second)
 	took := time.Since(died)
 	time.Sleep(lease) // every claim of before is over, so what is seen next is new
 	now := l.leaderAfter(t, 0, "", worst)
@@ -259,19 +277,17 @@ func TestConsulLeader(t *testing.T) {
 			switch fault {
 			case "killed":
 				server.Kill()
-				t.Cleanup(func() { server.Run(); server.WaitReady(30 * time.Second) })
+				t.Cleanup(func() { server.Run(); server.WaitReady(60 * time.Second) })
 			case "paused":
 				server.Pause()
-				t.Cleanup(func() { server.Resume(); server.WaitReady(30 * time.Second) })
+				t.Cleanup(func() { server.Resume(); server.WaitReady(60 * time.Second) })
 			case "cut off":
 				server.Partition(harness.Both)
-				t.Cleanup(func() { server.Heal(); server.WaitReady(30 * time.Second) })
+				t.Cleanup(func() { server.Heal(); server.WaitReady(60 * time.Second) })
 			}
 			time.Sleep(2 * lease) // every lease that was confirmed before is over
-			now := l.leaderAfter(t, 0, "", worst+10*time.Second)
-			if err := l.electors[l.index(now.Who)].Verify(t.Context(), election, now.Token); err != nil {
-				t.Errorf("the leader's token after the fault: %v", err)
-			}
+			l.leaderAfter(t, 0, "", worst)
+			l.verified(t)
 		})
 	}
 }
@@ -284,7 +300,7 @@ func TestNoMajority(t *testing.T) {
 	l.servers[1].Pause()
 	resume := sync.OnceFunc(func() { l.servers[0].Resume(); l.servers[1].Resume() })
 	t.Cleanup(resume)
-	harness.Eventually(t, 3*lease+10*time.Second, "nobody leads", func(context.Context) error {
+	harness.Eventually(t, worst, "nobody leads", func(context.Context) error {
 		if c, ok := l.history.Leader(); ok {
 			return fmt.Errorf("%v", c)
 		}
@@ -297,5 +313,5 @@ func TestNoMajority(t *testing.T) {
 		}
 	}
 	resume()
-	l.leaderAfter(t, 0, "", worst+20*time.Second)
+	l.leaderAfter(t, 0, "", worst)
 }

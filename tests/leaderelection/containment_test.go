@@ -54,7 +54,7 @@ func TestElectorDiesAlone(t *testing.T) {
 	const deaths = 10
 	o := runOrders(t, "containment", 2)
 	o.runs(2)
-	leader, token := o.next(0, 30*time.Second)
+	leader, token := o.next(0, 60*time.Second)
 	w := o.watch(t)
 	apps := map[string]process{}
 	for _, a := range o.Allocs() {
@@ -84,7 +84,7 @@ func TestElectorDiesAlone(t *testing.T) {
 		})
 	}
 	o.runs(2)
-	_, last := o.next(token-1, 30*time.Second)
+	_, last := o.next(token-1, 60*time.Second)
 	p := w.since(begin)
 	t.Logf("%d deaths in %.0f s: leadership moved %d times, token %d to %d; no application led for %v at most",
 		deaths, time.Since(begin).Seconds(), len(p.tenures)-1, token, last, p.unled)

@@ -69,7 +69,7 @@ func points(t *testing.T, dns *net.Resolver, name string, leader *harness.Alloc)
 		t.Fatal(err)
 	}
 	began := time.Now()
-	harness.Eventually(t, 10*time.Second, "DNS answers "+leader.App, func(ctx context.Context) error {
+	harness.Eventually(t, 60*time.Second, "DNS answers "+leader.App, func(ctx context.Context) error {
 		addresses, err := dns.LookupHost(ctx, name)
 		if err != nil {
 			return err
@@ -97,7 +97,7 @@ func TestDNS(t *testing.T) {
 	points(t, dns, name, leader)
 
 	o.signal(leader, "app", "SIGKILL")
-	next, _ := o.next(token, 30*time.Second)
+	next, _ := o.next(token, 60*time.Second)
 	points(t, dns, name, next)
 
 	t.Log("every application is stopped where it is")
@@ -120,6 +120,6 @@ func TestDNS(t *testing.T) {
 	for _, a := range allocs {
 		o.signal(a, "app", "SIGCONT")
 	}
-	last, _ := o.next(token, 30*time.Second)
+	last, _ := o.next(token, 60*time.Second)
 	points(t, dns, name, last)
 }

@@ -22,6 +22,7 @@ type keeper struct {
 	*harness.Process
 	*harness.ElectorClient
 	t       *testing.T
+	lease   time.Duration
 	cluster *harness.Cluster
 	app     string
 	file    string
@@ -29,7 +30,7 @@ type keeper struct {
 }
 
 // runKeeper starts an elector with a token of the application's role in a file.
-func runKeeper(t *testing.T, app string) *keeper {
+func runKeeper(t *testing.T, app string, lease time.Duration) *keeper {
 	t.Helper()
 	c := cluster.Get(t)
 	if err := elector.Allow(c.Consul, app); err != nil {
@@ -37,7 +38,7 @@ func runKeeper(t *testing.T, app string) *keeper {
 	}
 	dir := harness.Dir(t, "rotate")
 	socket := "unix://" + filepath.Join(dir, "elector.sock")
-	k := &keeper{t: t, cluster: c, app: app, file: filepath.Join(dir, "token"), ElectorClient: harness.NewElectorClient(socket)}
+	k := &keeper{t: t, lease: lease, cluster: c, app: app, file: filepath.Join(dir, "token"), ElectorClient: harness.NewElectorClient(socket)}
 	k.put(k.mint())
 	t.Cleanup(func() { // after the end of the process
 		_, _ = c.Consul.KV().DeleteTree("retinue/elections/"+app+"/", nil)
@@ -92,7 +93,7 @@ func (k *keeper) revoke(secret string) {
 func (k *keeper) become() harness.Grant {
 	k.t.Helper()
 	var g harness.Grant
-	harness.Eventually(k.t, 30*time.Second, "the elector leads", func(ctx context.Context) (err error) {
+	harness.Eventually(k.t, 60*time.Second, "the elector leads", func(ctx context.Context) (err error) {
 		g, err = k.Become(ctx, election, "app", 10*time.Second)
 		return err
 	})
@@ -102,7 +103,7 @@ func (k *keeper) become() harness.Grant {
 // renews renews for a time and returns the first refusal, and when the last grant was asked for.
 func (k *keeper) renews(token uint64, during time.Duration) (asked time.Time, err error) {
 	k.t.Helper()
-	tick := time.NewTicker(lease / 20)
+	tick := time.NewTicker(k.lease / 20)
 	defer tick.Stop()
 	asked = time.Now()
 	for end := time.Now().Add(during); time.Now().Before(end); <-tick.C {
@@ -133,13 +134,13 @@ func (k *keeper) silent() {
 // A token that is replaced while the elector leads changes nothing, also when
 // the old one is deleted at once.
 func TestTokenRotation(t *testing.T) {
-	k := runKeeper(t, "rotation")
+	k := runKeeper(t, "rotation", lease)
 	g := k.become()
 	for range 3 {
 		old := k.secrets[len(k.secrets)-1]
 		k.put(k.mint())
 		k.revoke(old)
-		if _, err := k.renews(g.Token, 2*lease); err != nil {
+		if _, err := k.renews(g.Token, lease); err != nil {
 			t.Fatalf("after the rotation: %v\n%s", err, k.Log())
 		}
 	}
@@ -156,7 +157,8 @@ func TestTokenRotation(t *testing.T) {
 // An elector whose token is revoked leads no longer than its lease, and says
 // why. With a new token it leads again, under a higher fencing token.
 func TestTokenRevoked(t *testing.T) {
-	k := runKeeper(t, "revocation")
+	const lease = 2 * time.Second
+	k := runKeeper(t, "revocation", lease)
 	g := k.become()
 	if _, err := k.renews(g.Token, lease); err != nil {
 		t.Fatal(err)
@@ -199,7 +201,7 @@ func TestTokenRevoked(t *testing.T) {
 
 	t.Log("again, until the session has expired")
 	k.revoke(k.secrets[1])
-	harness.Eventually(t, 30*time.Second, "the lock is free", func(context.Context) error {
+	harness.Eventually(t, 60*time.Second, "the lock is free", func(context.Context) error {
 		if s, err := k.State(t.Context(), election); err != nil || s.Role == "leader" && s.RemainingMS > lease.Milliseconds() {
 			t.Errorf("without a token the elector says %+v, %v", s, err)
 		}
@@ -213,7 +215,7 @@ func TestTokenRevoked(t *testing.T) {
 		t.Errorf("after the end of its session the elector says %q, %v", s.Role, err)
 	}
 	k.put(k.mint())
-	harness.Eventually(t, 30*time.Second, "it leads with a higher token", func(ctx context.Context) error {
+	harness.Eventually(t, 60*time.Second, "it leads with a higher token", func(ctx context.Context) error {
 		again, err := k.Become(ctx, election, "app", lease)
 		if err == nil && again.Token <= g.Token {
 			err = fmt.Errorf("it leads with token %d, before with %d", again.Token, g.Token)
