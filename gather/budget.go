@@ -9,8 +9,8 @@ import (
 
 const (
 	budgetWindow = 10 // seconds that an unspent token is good for
-	// reserve is what a window has beside its earnings, so that a root with little traffic can hedge and retry too.
-	reserve = 10
+	// fewTokens is the least that a window has beside its earnings, so that a root with little traffic can hedge and retry too.
+	fewTokens = 10
 	// outage is how many times the budget must be wanted before the brake acts: then it is not a few slow replicas, and more
 	// load does no good.
 	outage = 3
@@ -19,8 +19,9 @@ const (
 // Budget is a token bucket: each leaf call earns a share of a token, which is good for ten seconds. In any ten seconds no more is
 // spent than was earned in them, and the reserve.
 type Budget struct {
-	ratio float64
-	brake bool // refuse everything while far more is wanted than there is
+	ratio   float64
+	reserve float64
+	brake   bool // refuse everything while far more is wanted than there is
 
 	mu    sync.Mutex
 	slots [budgetWindow]budgetSlot
@@ -32,8 +33,10 @@ type Budget struct {
 
 type budgetSlot struct{ earned, spent, wanted float64 }
 
-// NewBudget returns a budget of ratio tokens per call.
-func NewBudget(ratio float64, brake bool) *Budget { return &Budget{ratio: ratio, brake: brake} }
+// NewBudget returns a budget of ratio tokens per call, and reserve of them in any ten seconds.
+func NewBudget(ratio float64, reserve int, brake bool) *Budget {
+	return &Budget{ratio: ratio, reserve: float64(reserve), brake: brake}
+}
 
 func (b *Budget) advance(now clock.Instant) *budgetSlot {
 	second := int64(now) / int64(time.Second)
@@ -75,7 +78,7 @@ func (b *Budget) spend(now clock.Instant, wanted float64) bool {
 	slot := b.advance(now)
 	slot.wanted += wanted
 	b.sum.wanted += wanted
-	if b.sum.spent+1 > b.sum.earned+reserve || b.brake && b.sum.wanted > outage*(b.sum.earned+reserve) {
+	if b.sum.spent+1 > b.sum.earned+b.reserve || b.brake && b.sum.wanted > outage*(b.sum.earned+b.reserve) {
 		b.refused += uint64(wanted)
 		return false
 	}
@@ -108,6 +111,6 @@ func (b *Budget) State(now clock.Instant) BudgetState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.advance(now)
-	return BudgetState{Share: b.ratio, Tokens: b.sum.earned + reserve - b.sum.spent, Spent: b.spent, Refused: b.refused,
-		Braked: b.brake && b.sum.wanted > outage*(b.sum.earned+reserve)}
+	return BudgetState{Share: b.ratio, Tokens: b.sum.earned + b.reserve - b.sum.spent, Spent: b.spent, Refused: b.refused,
+		Braked: b.brake && b.sum.wanted > outage*(b.sum.earned+b.reserve)}
 }

@@ -41,6 +41,8 @@ type attempt struct {
 	replica *replica
 	why     purpose
 	probe   bool
+	second  bool   // another copy of it is under way
+	blamed  bool   // it was held against the replica
 	check   string // of a replica that is a last resort
 	start   clock.Instant
 	cancel  context.CancelFunc
@@ -68,6 +70,9 @@ type result struct {
 func (g *gathering) run(ctx context.Context, att *attempt) {
 	r := g.exchange(ctx, att)
 	r.end = g.root.clock.Now()
+	if r.status != 0 {
+		att.replica.heard.Store(int64(r.end))
+	}
 	if r.answer != nil {
 		r.answer.took = r.end.Sub(att.start)
 	}
@@ -160,7 +165,7 @@ func (g *gathering) leafRequest(ctx context.Context, att *attempt) *http.Request
 	h := make(http.Header, len(req.header)+ownHeaders)
 	maps.Copy(h, req.header)
 	own := &[ownHeaders - 1]string{req.trace.Span(), "0", FormatDeadline(req.deadline.Leaf - att.start.Sub(req.start))}
-	if att.why == hedge {
+	if att.second {
 		own[1] = "1"
 	}
 	h["Retinue-Shard"] = att.shard.pool.label

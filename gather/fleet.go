@@ -187,7 +187,7 @@ func (f *fleet) count() (all, out int) {
 	for _, p := range f.pools {
 		for _, r := range p.list() {
 			all++
-			if r.outUntil.Load() != 0 {
+			if r.ejected() {
 				out++
 			}
 		}

@@ -24,6 +24,7 @@ type shard struct {
 	retries     int
 	noHedge     bool // it pushed back
 	refused     bool // the budget had no hedge for it, so far
+	starved     bool // nor a retry
 	attempts    []*attempt
 	winner      *attempt
 	detail      string
@@ -46,6 +47,7 @@ type gathering struct {
 	hedges, won   int
 	calls         int
 	delay         time.Duration // after which a call is hedged; 0: not
+	patience      time.Duration // after which a call is overdue
 	latencies     []time.Duration
 	mergeErr      error           // it ended before the leaves did
 	leaf          context.Context // of all leaf calls
@@ -62,9 +64,12 @@ func (g *gathering) gather(ctx context.Context) (reason string) {
 	if d, ok := root.hedger.Delay(req.class, method); ok {
 		g.delay = d
 	}
+	g.patience = patience(req.deadline.Leaf-root.clock.Now().Sub(req.start), g.delay)
 	g.start()
 	limit := time.NewTimer(req.deadline.Gather - root.clock.Now().Sub(req.start))
 	defer limit.Stop()
+	overdue := time.NewTimer(g.patience)
+	defer overdue.Stop()
 	var hedgeTimer, waitTimer *time.Timer
 	var hedgeC, waitC <-chan time.Time
 	if g.delay > 0 {
@@ -82,6 +87,9 @@ func (g *gathering) gather(ctx context.Context) (reason string) {
 			} else if round++; round <= root.cfg.Hedge.Max {
 				hedgeTimer.Reset(g.delay)
 			}
+			continue
+		case <-overdue.C:
+			overdue.Reset(g.lookAfter(root.clock.Now()))
 			continue
 		case <-waitC:
 			g.expire(root.clock.Now())
@@ -162,7 +170,7 @@ func (g *gathering) start() {
 // send starts one call.
 func (g *gathering) send(s *shard, r *replica, why purpose, now clock.Instant, att *attempt) {
 	ctx, cancel := context.WithCancel(g.leaf)
-	*att = attempt{shard: s, replica: r, why: why, probe: why == primary && r.outUntil.Load() != 0, start: now, cancel: cancel, outcome: underWay}
+	*att = attempt{shard: s, replica: r, why: why, probe: why == primary && r.ejected(), second: s.outstanding > 0, start: now, cancel: cancel, outcome: underWay}
 	if m := s.pool.members(); m.checks != nil {
 		att.check = m.check(r)
 		g.root.metrics.lastResort.Inc()
@@ -236,7 +244,7 @@ func (g *gathering) note(att *attempt, r *result) {
 	}
 }
 
-// dropLosers cancels the other copies. A first call that was overtaken by its hedge counts against its replica.
+// dropLosers cancels the other copies. A first call that was overtaken by a later copy counts against its replica.
 func (g *gathering) dropLosers(s *shard, winner *attempt, now clock.Instant) {
 	if winner.why == hedge {
 		g.won++
@@ -246,7 +254,7 @@ func (g *gathering) dropLosers(s *shard, winner *attempt, now clock.Instant) {
 		if att == winner || att.outcome != underWay {
 			continue
 		}
-		if winner.why == hedge && att.why != hedge {
+		if winner.why != primary && att.why == primary {
 			g.tooSlow(att, lostHedge, now)
 		} else {
 			g.end(att, cancelled, now)
@@ -264,7 +272,15 @@ func (g *gathering) tooSlow(att *attempt, how outcome, now clock.Instant) {
 		took = g.delay // how much slower it would have been is not known: a frozen replica must not move the quantile up
 	}
 	g.latencies = append(g.latencies, took)
-	g.root.blame(att.shard.pool, att.replica, now)
+	g.hold(att, now)
+}
+
+// hold holds a call against its replica, once.
+func (g *gathering) hold(att *attempt, now clock.Instant) {
+	if !att.blamed {
+		att.blamed = true
+		g.root.blame(att.shard.pool, att.replica, now)
+	}
 }
 
 // end cancels a call.
@@ -279,21 +295,11 @@ func (g *gathering) end(att *attempt, how outcome, now clock.Instant) {
 
 // again retries a failed call on another replica, if it may.
 func (g *gathering) again(s *shard, r *result) bool {
-	replay := g.root.cfg.Hedge.Methods[g.req.method]
 	switch {
-	case r.outcome != unreached && !(replay && (r.outcome == pushedBack || r.outcome == broken)):
-		return false
-	case s.retries >= maxRetries:
+	case r.outcome != unreached && !(g.replay() && (r.outcome == pushedBack || r.outcome == broken)):
 		return false
 	}
-	next := s.pool.pick(r.end, retry, s.used(), rand.Uint64())
-	if next == nil || !g.root.retries.Spend(r.end) {
-		return false
-	}
-	s.retries++
-	g.root.metrics.retries.Inc()
-	g.send(s, next, retry, r.end, &attempt{})
-	return true
+	return g.retry(s, r.end) == sent
 }
 
 func (s *shard) used() []*replica {
@@ -319,7 +325,7 @@ func (g *gathering) hedgeAll(round int, now clock.Instant) (refused int) {
 		if r == nil {
 			continue
 		}
-		if !g.mayHedge(s, now) {
+		if !g.mayHedge(s, r, now) {
 			refused++
 			continue
 		}
@@ -332,10 +338,9 @@ func (g *gathering) hedgeAll(round int, now clock.Instant) (refused int) {
 	return refused
 }
 
-// mayHedge asks the budget of hedges, and for calls that wait for a replica which was ejected meanwhile, that of retries.
-func (g *gathering) mayHedge(s *shard, now clock.Instant) bool {
-	last := s.attempts[len(s.attempts)-1]
-	if last.replica.outUntil.Load() != 0 && !last.probe && g.root.retries.Spend(now) {
+// mayHedge asks the budget of hedges. A call that waits for a replica which was ejected needs none.
+func (g *gathering) mayHedge(s *shard, to *replica, now clock.Instant) bool {
+	if s.orphaned(to) {
 		return true
 	}
 	if g.hedges >= max(fewHedges, len(g.shards)/10) {

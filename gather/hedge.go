@@ -22,7 +22,7 @@ type Hedger struct {
 
 // NewHedger returns a hedger that has measured nothing yet.
 func NewHedger(cfg HedgeConfig) *Hedger {
-	return &Hedger{cfg: cfg, budget: NewBudget(cfg.Budget, true), classes: map[string]*Quantile{}}
+	return &Hedger{cfg: cfg, budget: NewBudget(cfg.Budget, fewTokens, true), classes: map[string]*Quantile{}}
 }
 
 // classOf is the method and the first segment of the path: calls that do the same thing.

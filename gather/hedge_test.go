@@ -1,12 +1,10 @@
 package gather
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,7 +27,13 @@ func TestHedgeGoesToTheOtherReplica(t *testing.T) {
 	})
 	warm(t, r)
 	var hedged atomic.Int64
-	slow.set(hang)
+	slow.set(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Retinue-Hedge") == "1" {
+			t.Error("a hedge goes to the replica that it is to help against")
+		}
+		hang(w, req)
+	})
+	r.replica(fast).inflight.Add(100) // so that the slow one is what anybody would choose
 	fast.set(func(w http.ResponseWriter, req *http.Request) {
 		if req.Header.Get("Retinue-Hedge") == "1" {
 			hedged.Add(1)
@@ -138,7 +142,7 @@ func TestHedgeBudget(t *testing.T) {
 	state := r.root.hedger.budget.State(r.root.clock.Now())
 	all := a.calls.Load() + b.calls.Load()
 	// The share of all calls, and a reserve for each window that has begun.
-	most := 0.03*float64(all) + reserve*(1+time.Since(start).Seconds()/budgetWindow)
+	most := 0.03*float64(all) + fewTokens*(1+time.Since(start).Seconds()/budgetWindow)
 	if got := float64(state.Spent); got > most+1 || got == 0 || state.Refused == 0 {
 		t.Errorf("%g hedges for %d calls with a budget of 3%%, at most %g: %+v", got, all, most, state)
 	}
@@ -161,60 +165,6 @@ func TestNoHedgeAfterPushback(t *testing.T) {
 	if n := busy.calls.Load() - before; n != 0 {
 		t.Errorf("%d calls to a replica that asked to be left alone", n)
 	}
-}
-
-// TestFrozenReplica: one of two replicas of every shard stops answering under load. No request fails, and it is out of the way soon.
-func TestFrozenReplica(t *testing.T) {
-	const shards = 4
-	var all [][]*leafServer
-	for i := range shards {
-		all = append(all, []*leafServer{newLeaf(t, say(fmt.Sprint(i))), newLeaf(t, say(fmt.Sprint(i)))})
-	}
-	r := newTestRoot(t, func(s *Settings) { s.Leaf.Static = leaves(all...) })
-	for range 300 {
-		r.get(t, "/")
-	}
-	for _, replicas := range all {
-		replicas[0].set(hang)
-	}
-	out := func() int { _, n := r.root.fleet.count(); return n }
-	var failed, requests atomic.Int64
-	start := time.Now()
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				requests.Add(1)
-				if a := r.get(t, "/"); a.status != 200 {
-					failed.Add(1)
-				}
-			}
-		})
-	}
-	eventually(t, "the frozen replicas are ejected", func() bool { return out() == shards })
-	took := time.Since(start)
-	close(stop)
-	wg.Wait()
-	t.Logf("ejected after %s; %d of %d requests failed", took, failed.Load(), requests.Load())
-	if failed.Load() > 0 {
-		t.Error("requests failed although every shard had a replica that answers")
-	}
-	// It comes back when it answers again: make its time be over, and let a probe find out.
-	for i, replicas := range all {
-		replicas[0].set(say(fmt.Sprint(i)))
-		for _, rep := range r.root.fleet.pools[i].list() {
-			if rep.outUntil.Load() != 0 {
-				rep.outUntil.Store(1)
-			}
-		}
-	}
-	eventually(t, "the replicas are back", func() bool { r.get(t, "/"); return out() == 0 })
 }
 
 func TestFlappingReplicaStaysOutLonger(t *testing.T) {

@@ -49,7 +49,7 @@ func newMetrics(root *Root) *metrics {
 	m.hedgesSent = counter("hedges_sent_total", "Second copies of leaf calls.")
 	m.hedgesWon = counter("hedges_won_total", "Second copies that answered first.")
 	m.hedgesSuppressed = counter("hedges_suppressed_total", "Second copies not sent, for want of budget.")
-	m.retries = counter("retries_total", "Leaf calls repeated on another replica after a failure.")
+	m.retries = counter("retries_total", "Leaf calls repeated on another replica after a failure, or when they were overdue.")
 	m.ejections = counter("ejections_total", "Replicas left alone for a while.")
 	m.lastResort = counter("last_resort_calls_total", "Leaf calls to instances that do not pass their check, because none of their shard does.")
 	gauge := func(name, help string, f func() float64) {

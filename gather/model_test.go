@@ -20,9 +20,9 @@ import (
 	"time"
 )
 
-var modelRequests = flag.Int("gather.requests", envInt("RETINUE_GATHER_REQUESTS", 20000), "requests of the model test")
+var modelRequests = flag.Int("gather.requests", envInt("RETINUE_GATHER_REQUESTS", 3000), "requests of the model test")
 var modelSeed = flag.Int("gather.seed", envInt("RETINUE_GATHER_SEED", 1), "seed of the model test: it decides every fault")
-var leakRequests = flag.Int("gather.leak-requests", envInt("RETINUE_GATHER_LEAK_REQUESTS", 20000), "requests of the test for leaks")
+var leakRequests = flag.Int("gather.leak-requests", envInt("RETINUE_GATHER_LEAK_REQUESTS", 4000), "requests of the test for leaks")
 
 func envInt(name string, def int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {

@@ -192,7 +192,7 @@ func TestQuantileIsSteady(t *testing.T) {
 }
 
 func TestBudget(t *testing.T) {
-	b := NewBudget(0.03, false)
+	b := NewBudget(0.03, fewTokens, false)
 	spent := 0
 	for s := range 60 { // a minute of 1000 calls a second, everything asks
 		for range 10 {
@@ -207,8 +207,8 @@ func TestBudget(t *testing.T) {
 	if share := float64(spent) / 60000; share > 0.032 || share < 0.028 {
 		t.Errorf("%.4f of the calls were hedged, the budget is 0.03", share)
 	}
-	quiet := NewBudget(0.03, false)
-	for i := range reserve {
+	quiet := NewBudget(0.03, fewTokens, false)
+	for i := range fewTokens {
 		if !quiet.Spend(at(0)) {
 			t.Errorf("no token %d of the reserve", i)
 		}
@@ -219,13 +219,13 @@ func TestBudget(t *testing.T) {
 	if !quiet.Spend(at(11 * time.Second)) {
 		t.Error("the reserve does not come back")
 	}
-	if NewBudget(0, false).Spend(at(0)) {
+	if NewBudget(0, fewTokens, false).Spend(at(0)) {
 		t.Error("a budget of 0 gives tokens")
 	}
 }
 
 func TestBrake(t *testing.T) {
-	b := NewBudget(0.03, true)
+	b := NewBudget(0.03, fewTokens, true)
 	b.Earn(at(0), 10000) // 300 tokens, and the reserve
 	spent := 0
 	for range 5000 { // half of the calls want a hedge: an outage

@@ -23,6 +23,7 @@ type replica struct {
 	inflight atomic.Int64
 	latency  atomic.Uint64 // EWMA in nanoseconds, as float bits
 	measured atomic.Int64  // when, as clock.Instant
+	heard    atomic.Int64  // when it answered last, whatever it said, as clock.Instant
 	outUntil atomic.Int64  // ejected until; 0: it is not
 	probing  atomic.Bool
 	pushback atomic.Int64 // wants no hedges until
@@ -64,6 +65,13 @@ func (r *replica) score(now clock.Instant) float64 {
 	}
 	return max(avg, latencyFloor) * float64(r.inflight.Load()+1)
 }
+
+// silent says for how long it has answered nothing at all.
+func (r *replica) silent(now clock.Instant) time.Duration {
+	return now.Sub(clock.Instant(r.heard.Load()))
+}
+
+func (r *replica) ejected() bool { return r.outUntil.Load() != 0 }
 
 // pool holds the replicas of one shard.
 type pool struct {
@@ -128,7 +136,7 @@ func (p *pool) bad(r *replica, now clock.Instant) bool {
 	}
 	m, out := p.members(), 0
 	for _, o := range m.replicas {
-		if o != r && o.outUntil.Load() != 0 {
+		if o != r && o.ejected() {
 			out++
 		}
 	}

@@ -40,7 +40,7 @@ type Root struct {
 
 // New returns a root that knows its static leaves. Watch tells it those of the catalog.
 func New(cfg Config, clk clock.Clock, log hclog.Logger) (*Root, error) {
-	root := &Root{cfg: cfg, clock: clk, log: log, started: time.Now(), hedger: NewHedger(cfg.Hedge), retries: NewBudget(cfg.Retry, false),
+	root := &Root{cfg: cfg, clock: clk, log: log, started: time.Now(), hedger: NewHedger(cfg.Hedge), retries: NewBudget(cfg.Retry, retryReserve(&cfg), false),
 		memory: NewMemory(cfg.MaxGathered), timelines: newTimelines(), mergeTime: &Quantile{}, total: &Quantile{}, forwarded: cfg.forwarded()}
 	root.fleet = newFleet(&root.cfg)
 	for i := range cfg.Shards {

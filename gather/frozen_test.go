@@ -1,0 +1,297 @@
+package gather
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"retinue/internal/clock"
+)
+
+// The tests of this file run in bubbles whose time passes when nothing else can go on: a loaded machine makes them slower, but changes
+// nothing in them. Only the network is not real: leaves are HTTP servers on pipes.
+
+// pipes is a network inside a bubble.
+type pipes struct {
+	dial map[string]chan net.Conn
+}
+
+type pipeListener struct {
+	addr   string
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: l.addr, Net: "pipe"} }
+
+// bubbleLeaf is a leaf whose answers take some time, until it freezes.
+type bubbleLeaf struct {
+	url     string
+	takes   atomic.Int64 // for one answer
+	frozen  atomic.Bool
+	calls   atomic.Int64
+	waiting atomic.Int64 // calls that it does not answer
+}
+
+func (l *bubbleLeaf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.calls.Add(1)
+	takes := time.Duration(l.takes.Load())
+	select {
+	case <-time.After(takes + time.Duration(rand.Int64N(int64(takes)/2+1))):
+	case <-r.Context().Done():
+		return
+	}
+	if l.frozen.Load() { // also what came before
+		l.waiting.Add(1)
+		defer l.waiting.Add(-1)
+		<-r.Context().Done()
+		return
+	}
+	io.WriteString(w, "x\n")
+}
+
+// bubbleWorld is a root over leaves: [shard][replica].
+type bubbleWorld struct {
+	root   *Root
+	leaves [][]*bubbleLeaf
+}
+
+// bubble runs a test of a root with so many shards of two replicas.
+func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings), test func(t *testing.T, w *bubbleWorld)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &bubbleWorld{}
+		network := pipes{map[string]chan net.Conn{}}
+		s := DefaultSettings()
+		for shard := range shards {
+			var pair []*bubbleLeaf
+			var urls string
+			for _, node := range []string{"a", "b"} {
+				host := fmt.Sprintf("leaf-%d%s:80", shard, node)
+				l := &bubbleLeaf{url: "http://" + host}
+				l.takes.Store(int64(takes))
+				pair = append(pair, l)
+				urls += "," + l.url
+				ln := &pipeListener{addr: host, conns: make(chan net.Conn), closed: make(chan struct{})}
+				network.dial[host] = ln.conns
+				srv := &http.Server{Handler: l}
+				go srv.Serve(ln)
+				defer srv.Close()
+			}
+			w.leaves = append(w.leaves, pair)
+			s.Leaf.Static = append(s.Leaf.Static, fmt.Sprintf("%d=%s", shard, urls[1:]))
+		}
+		change(&s)
+		cfg, err := s.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.root, err = New(cfg, clock.Bubble(), hclog.NewNullLogger()); err != nil {
+			t.Fatal(err)
+		}
+		defer w.root.Close()
+		w.root.leaves.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
+			to, ok := network.dial[addr]
+			if !ok {
+				return nil, errors.New("no such leaf: " + addr)
+			}
+			ours, theirs := net.Pipe()
+			select {
+			case to <- theirs:
+				return ours, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		test(t, w)
+	})
+}
+
+// ask sends one request and says what came of it.
+func (w *bubbleWorld) ask() (status int, body string, took time.Duration) {
+	began := time.Now()
+	rec := httptest.NewRecorder()
+	w.root.ServeHTTP(rec, &http.Request{Method: "GET", URL: &url.URL{Path: "/q"}, Header: http.Header{}})
+	return rec.Code, rec.Body.String(), time.Since(began)
+}
+
+// clients ask, so many at once, so many requests each, with a pause after each. Their answers are judged, and how long each took is returned.
+func (w *bubbleWorld) clients(t *testing.T, clients, requests int, pause time.Duration) (all []time.Duration) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	failed := map[string]int{}
+	for range clients {
+		wg.Go(func() {
+			for range requests {
+				status, body, took := w.ask()
+				mu.Lock()
+				all = append(all, took)
+				if status != http.StatusOK {
+					failed[body]++
+				}
+				mu.Unlock()
+				time.Sleep(pause)
+			}
+		})
+	}
+	wg.Wait()
+	for body, n := range failed {
+		t.Errorf("%d of %d requests failed: %s", n, len(all), body)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (w *bubbleWorld) calls() (n int64) {
+	for _, pair := range w.leaves {
+		for _, l := range pair {
+			n += l.calls.Load()
+		}
+	}
+	return n
+}
+
+func (w *bubbleWorld) freeze(on bool) {
+	for _, pair := range w.leaves {
+		pair[0].frozen.Store(on)
+	}
+}
+
+// TestFrozenReplica: one of the two replicas of every shard stops answering under load, with what it has under way. No request fails,
+// none waits for its deadline, and the replicas are left alone and come back.
+func TestFrozenReplica(t *testing.T) {
+	const deadline = 10 * time.Second
+	for name, c := range map[string]struct {
+		shards, clients int
+		warm            int // requests of each client before
+		idle            time.Duration
+		change          func(*Settings)
+		most            time.Duration // that a request may take
+	}{
+		"few shards":                       {shards: 4, clients: 8, warm: 40, most: time.Second},
+		"one client":                       {shards: 4, clients: 1, warm: 200, most: time.Second},
+		"many shards":                      {shards: 30, clients: 4, warm: 5, most: time.Second},
+		"after an idle minute":             {shards: 10, clients: 30, warm: 5, idle: time.Minute, most: time.Second},
+		"a root that has measured nothing": {shards: 10, clients: 40, change: func(s *Settings) { s.Retry.Budget = "1%" }, most: deadline * 2 / 3},
+		"too few calls for an ejection":    {shards: 30, clients: 2, most: deadline * 2 / 3},
+		"without hedging":                  {shards: 10, clients: 8, warm: 40, change: func(s *Settings) { s.Hedge.Budget = "0%" }, most: deadline * 2 / 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, c.shards, 4*time.Millisecond, func(s *Settings) {
+				s.Deadline.Default, s.Deadline.Max = deadline.String(), deadline.String()
+				if c.change != nil {
+					c.change(s)
+				}
+			}, func(t *testing.T, w *bubbleWorld) {
+				if c.warm > 0 {
+					w.clients(t, c.clients, c.warm, 0)
+				}
+				time.Sleep(c.idle)
+				go func() {
+					time.Sleep(time.Millisecond) // with everything under way
+					w.freeze(true)
+				}()
+				took := w.clients(t, c.clients, 10, 0)
+				if slowest := took[len(took)-1]; slowest > c.most {
+					t.Errorf("the slowest of %d requests took %s, want at most %s", len(took), slowest, c.most)
+				}
+				// For as long as it lasts nobody waits for them but single probes.
+				if took = w.clients(t, 2, 40, 300*time.Millisecond); took[len(took)-1] > c.most {
+					t.Errorf("later the slowest took %s", took[len(took)-1])
+				}
+				synctest.Wait()
+				for shard, pair := range w.leaves {
+					if n := pair[0].waiting.Load(); n != 0 {
+						t.Errorf("%d calls still wait for the frozen replica of shard %d", n, shard)
+					}
+				}
+				w.freeze(false)
+				w.clients(t, 1, 40, 2*time.Second)
+				if _, out := w.root.fleet.count(); out != 0 {
+					t.Errorf("%d replicas did not come back", out)
+				}
+			})
+		})
+	}
+}
+
+// TestOutageIsNotMultiplied: nothing answers any more, or everything is late. The load grows by no more than the budgets say.
+func TestOutageIsNotMultiplied(t *testing.T) {
+	const shards, clients, requests = 10, 20, 15
+	for name, hit := range map[string]func(l *bubbleLeaf){
+		"nothing answers":    func(l *bubbleLeaf) { l.frozen.Store(true) },
+		"everything is late": func(l *bubbleLeaf) { l.takes.Store(int64(600 * time.Millisecond)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, shards, 4*time.Millisecond, func(s *Settings) { s.Deadline.Default, s.Deadline.Max = "2s", "2s" }, func(t *testing.T, w *bubbleWorld) {
+				for range 100 {
+					w.ask()
+				}
+				for _, pair := range w.leaves {
+					hit(pair[0])
+					hit(pair[1])
+				}
+				before, began := w.calls(), time.Now()
+				inFlight := int64(clients * shards) // when replicas were ejected: sent once more, for each ejection in its time
+				var wg sync.WaitGroup
+				for range clients {
+					wg.Go(func() {
+						for range requests {
+							w.ask()
+						}
+					})
+				}
+				wg.Wait()
+				windows := 1 + time.Since(began).Seconds()/budgetWindow
+				own := int64(clients * requests * shards)
+				extra := w.calls() - before - own
+				cfg := &w.root.cfg
+				most := (cfg.Retry+cfg.Hedge.Budget)*float64(own) + windows*float64(retryReserve(cfg)+fewTokens) + windows*float64(inFlight)
+				t.Logf("%d calls of requests, %d more (at most %.0f) in %s", own, extra, most, time.Since(began))
+				if float64(extra) > most || extra > own/2 {
+					t.Errorf("an outage makes %d calls of %d, at most %.0f more", own+extra, own, most)
+				}
+			})
+		})
+	}
+}
+
+func TestPatience(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct{ leaf, delay, want time.Duration }{
+		{500 * ms, 0, 250 * ms},       // nothing is measured, or nothing is hedged
+		{500 * ms, 20 * ms, 200 * ms}, // ten times the delay
+		{500 * ms, 2 * ms, 100 * ms},  // a pause of a healthy process
+		{500 * ms, 40 * ms, 250 * ms},
+		{500 * ms, 400 * ms, 400 * ms}, // never before the hedge
+		{20 * ms, 2 * ms, 10 * ms},
+		{-5 * ms, 0, ms}, // late already
+	} {
+		if got := patience(c.leaf, c.delay); got != c.want {
+			t.Errorf("patience(%s, %s) = %s, want %s", c.leaf, c.delay, got, c.want)
+		}
+	}
+}
