@@ -208,7 +208,9 @@ func explained(h *history, ran []*execution, lease time.Duration, faults, late [
 	overlaps := func(e event) bool { return e.from.Before(last.from) && (e.to.IsZero() || e.to.After(from)) }
 	for _, f := range faults {
 		// After a broker is back, or a coordinator, it takes a moment until all go on.
-		f.to = f.to.Add(lease)
+		if !f.to.IsZero() {
+			f.to = f.to.Add(lease)
+		}
 		if overlaps(f) && (f.member == "" || slices.ContainsFunc(ran, func(e *execution) bool { return e.member == f.member })) {
 			return true
 		}
