@@ -1,7 +1,9 @@
 package coordinator
 
 import (
+	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,13 +11,22 @@ import (
 	"time"
 
 	"retinue/coordinator/commit"
+	"retinue/coordinator/item"
 	"retinue/coordinator/worker"
-	"retinue/internal/consulkit"
 	"retinue/internal/hint"
 )
 
 // Point opens the commit point; nil when there is none.
-func (s Settings) Point() (commit.Point, error) {
+func (s Settings) Point(ctx context.Context) (commit.Point, error) {
+	point, err := s.records(ctx)
+	if err != nil || s.Output.Artifacts == "" {
+		return point, err
+	}
+	return s.artifacts(ctx, point)
+}
+
+// records opens where the records lie.
+func (s Settings) records(ctx context.Context) (commit.Point, error) {
 	switch s.Output.Commit {
 	case CommitRename:
 		dir, err := filepath.Abs(s.Output.Done)
@@ -27,15 +38,11 @@ func (s Settings) Point() (commit.Point, error) {
 		}
 		return commit.Rename{Dir: dir, Sync: s.Output.Sync}, nil
 	case CommitJournal:
-		prefix, err := JournalPrefix(s.Output.Journal)
+		kv, err := s.openJournal(ctx)
 		if err != nil {
 			return nil, err
 		}
-		client, err := consulkit.New(consulkit.Config{MaxConns: 8})
-		if err != nil {
-			return nil, err
-		}
-		return commit.Journal{KV: commit.Consul{Client: client, Prefix: prefix}}, nil
+		return commit.Journal{KV: kv}, nil
 	}
 	return nil, nil
 }
@@ -64,15 +71,20 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 	if s.Worker.Mode == ModeHTTP {
 		w := worker.NewHTTP(s.Worker.URL, s.Worker.Slots)
 		w.Batch, w.Structured, w.To = s.Worker.Batch, s.Worker.Format == "structured", to
-		return w, nil
+		return s.withInputs(w, beat)
 	}
 	work, err := filepath.Abs(s.Worker.Work)
 	if err != nil {
 		return nil, err
 	}
-	folders := worker.Folders{Work: work, Allow: s.Input.Allow, To: to}
-	if rename, ok := point.(commit.Rename); ok {
-		folders.Final, folders.Allow = rename.Path, append(folders.Allow[:len(folders.Allow):len(folders.Allow)], rename.Dir)
+	allow, _ := s.allowed()
+	folders := worker.Folders{Work: work, Allow: allow, To: to}
+	switch p := point.(type) {
+	case commit.Rename:
+		folders.Allow = append(folders.Allow, p.Dir)
+		folders.Final = func(t *item.Task) *url.URL { return &url.URL{Scheme: "file", Path: p.Path(t.Stage, t.ID)} }
+	case commit.Artifacts:
+		folders.Final = func(t *item.Task) *url.URL { return p.Place(t.Stage, t.ID, t.Attempt) }
 	}
 	grace, err := time.ParseDuration(s.Worker.Grace)
 	if err != nil {
@@ -95,5 +107,5 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 	if err := w.Open(); err != nil {
 		return nil, hint.Wrap(fmt.Errorf("open the work folder %s: %w", work, err), "it must be writable, and only one coordinator may use it")
 	}
-	return w, nil
+	return s.withInputs(w, beat)
 }

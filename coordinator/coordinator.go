@@ -46,6 +46,7 @@ type Coordinator struct {
 	stepped  clock.Instant  // when the machine was stepped last; owner only
 	calls    map[uint64]context.CancelCauseFunc
 	cancelRx context.CancelFunc // of the receive under way; owner only
+	uploads  context.Context    // ends with the drain timeout; set by Run
 
 	mu     sync.Mutex
 	queues map[string]source.Source // opened to publish
@@ -83,6 +84,9 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.close(hard, abandon)) }()
 	defer close(c.ended)
 	c.working.Go(func() { c.receiver(work) })
+	uploads, endUploads := context.WithCancel(work)
+	defer endUploads()
+	c.uploads = uploads
 	stop := ctx.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -95,6 +99,7 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 		case <-stop:
 			stop = nil
 			c.take(work, envelope{ev: evStop{}})
+			defer time.AfterFunc(c.cfg.Drain, endUploads).Stop()
 		case <-hard.Done():
 			return hard.Err()
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"retinue/coordinator/commit"
 	"retinue/coordinator/item"
 	"retinue/coordinator/source"
 	"retinue/coordinator/worker"
@@ -36,10 +37,15 @@ func (c *Coordinator) do(ctx context.Context, fx any) {
 	case fxEnd:
 		c.calls[fx.call](causeOf(fx.class, fx.reason))
 	case fxCommit:
-		c.request(ctx, func(ctx context.Context) any {
+		offer := func(ctx context.Context) any {
 			rec, err := c.parts.Point.Commit(ctx, fx.record, fx.out)
 			return evCommitted{fx.handle, rec, err}
-		})
+		}
+		if _, ok := c.parts.Point.(commit.Artifacts); ok && fx.out != "" { // as long as it moves
+			c.hand(ctx, func() { c.post(offer(c.uploads)) })
+		} else {
+			c.request(ctx, offer)
+		}
 	case fxPublish:
 		c.request(ctx, func(ctx context.Context) any {
 			var errs []error

@@ -37,7 +37,29 @@ func newMetrics(c *Coordinator) *metrics {
 		running:  desc("running", "1 while the stage takes items."),
 		depth:    desc("depth", "Messages at the broker.", "state"),
 		oldest:   desc("oldest_seconds", "Age of the oldest message that waits.")})
+	if in, ok := c.parts.Worker.(*worker.Inputs); ok {
+		m.registry.MustRegister(&inputsCollector{in.Fetcher, desc("inputs_total", "Inputs by reference that were in the cache, were fetched, or could not be had.", "outcome"),
+			desc("input_bytes_total", "Bytes of inputs that were fetched.")})
+	}
 	return m
+}
+
+// inputsCollector counts inputs by reference.
+type inputsCollector struct {
+	fetcher       worker.Fetcher
+	inputs, bytes *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (i *inputsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- i.inputs; ch <- i.bytes }
+
+// Collect implements prometheus.Collector.
+func (i *inputsCollector) Collect(ch chan<- prometheus.Metric) {
+	hits, fetched, failed, bytes := i.fetcher.Counts()
+	for outcome, n := range map[string]uint64{"hit": hits, "fetched": fetched, "failed": failed} {
+		ch <- prometheus.MustNewConstMetric(i.inputs, prometheus.CounterValue, float64(n), outcome)
+	}
+	ch <- prometheus.MustNewConstMetric(i.bytes, prometheus.CounterValue, float64(bytes))
 }
 
 func (m *metrics) handler() http.Handler {

@@ -56,7 +56,9 @@ type WorkerSettings struct {
 
 // InputSettings say where inputs by reference may lie.
 type InputSettings struct {
-	Allow []string `hcl:"allow,optional"`
+	Allow     []string `hcl:"allow,optional"`
+	Cache     string   `hcl:"cache,optional"`
+	CacheSize string   `hcl:"cache_size,optional"`
 }
 
 // RetrySettings say what happens to failed attempts.
@@ -106,6 +108,7 @@ type OutputSettings struct {
 	Done      string `hcl:"done,optional"`
 	Sync      bool   `hcl:"sync,optional"`
 	Journal   string `hcl:"journal,optional"`
+	Artifacts string `hcl:"artifacts,optional"`
 }
 
 // DeadLetterSettings name the queue of dead letters.
@@ -133,7 +136,7 @@ func DefaultSettings() Settings {
 		Drain:      "20s",
 		Source:     &SourceSettings{Lease: "10s"},
 		Worker:     &WorkerSettings{Mode: ModeExec, Format: "binary", Slots: 4, Batch: 1, MaxRuntime: "1h", Heartbeat: "0s", Grace: "5s"},
-		Input:      &InputSettings{},
+		Input:      &InputSettings{CacheSize: "1GiB"},
 		Retry:      &RetrySettings{Attempts: 5, Backoff: "1s..5m", CrashAttempts: 2, CrashBackoff: "500ms..1m", NotReady: "1s..30s", Infra: "200ms..30s"},
 		ExitCodes:  &ExitCodeSettings{Ack: codes.Ack, Retry: codes.Retry, Dead: codes.Dead, Drop: codes.Drop, Pause: codes.Pause},
 		Order:      &OrderSettings{OnFail: string(LaneBlock), Hold: 64},
@@ -247,7 +250,7 @@ func (s Settings) check() error {
 	if d, err := time.ParseDuration(s.Worker.Grace); err != nil || d < 0 {
 		return fmt.Errorf("grace %q is not a duration", s.Worker.Grace)
 	}
-	return nil
+	return errors.Join(s.checkInput(), s.checkOutput())
 }
 
 // reader reads values, and keeps the first error.

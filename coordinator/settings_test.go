@@ -49,7 +49,14 @@ func TestSettings(t *testing.T) {
 		"format":                func(s *Settings) { s.Worker.Format = "xml" },
 		"to_classes":            func(s *Settings) { s.Output.ToClasses = 0 },
 		"drain":                 func(s *Settings) { s.Drain = "-1s" },
-		"crash attempts":        func(s *Settings) { s.Retry.CrashAttempts = 0 },
+		"not an address like":   func(s *Settings) { s.Input.Allow = []string{"ftp://x/y"} },
+		"is not a size":         func(s *Settings) { s.Input.CacheSize = "big" },
+		"cache_size is 0":       func(s *Settings) { s.Input.Allow, s.Input.CacheSize = []string{"https://x/y"}, "0" },
+		"artifacts with commit": func(s *Settings) { s.Output.Artifacts = "s3://b/out" },
+		"outputs go to s3://": func(s *Settings) {
+			s.Output.Commit, s.Output.Journal, s.Output.Artifacts = CommitJournal, "consul:q", "https://x/out"
+		},
+		"crash attempts": func(s *Settings) { s.Retry.CrashAttempts = 0 },
 	} {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"retinue/coordinator"
+	"retinue/coordinator/item"
 	"retinue/coordinator/source"
 	"retinue/internal/hint"
 )
@@ -25,6 +26,7 @@ import (
 type queuePut struct {
 	queueTarget
 	id, key, delay, contentType string
+	input                       item.Reference
 	priority                    int
 	lines                       bool
 	wait                        time.Duration
@@ -39,9 +41,13 @@ func newQueuePutCmd() *cobra.Command {
 --lines each line of the files is an item as JSON: {"id":"...","body":"..."},
 with body_base64, key, priority, delay, headers and content_type as it likes.
 
+With --input the payload is what lies at an address, which the coordinator must be
+allowed to fetch from; nothing is read from stdin.
+
 An id makes repeats harmless: an item with an id that has ended is not done again.`,
 		Example: `  retinue queue put photo.jpg --id photo-77 --wait 30s
   echo hello | retinue queue put
+  retinue queue put --input s3://pictures/in/77.jpg --sha256 $(sha256sum 77.jpg | cut -d' ' -f1)
   retinue queue put --lines items.ndjson        with a progress bar on a terminal`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return p.run(cmd, args) },
@@ -53,13 +59,21 @@ An id makes repeats harmless: an item with an id that has ended is not done agai
 	flags.StringVar(&p.delay, "delay", "", "not before, like 10m")
 	flags.StringVar(&p.contentType, "content-type", "", "of the payload")
 	flags.IntVar(&p.priority, "priority", 0, "class of priority; the highest is the most urgent")
+	flags.StringVar(&p.input.URL, "input", "", "the payload lies there: https://HOST/PATH, s3://BUCKET/KEY or file:///PATH")
+	flags.StringVar(&p.input.SHA256, "sha256", "", "of --input, in hexadecimal digits: it is checked, and fetched once for all items that have it")
+	flags.Int64Var(&p.input.Size, "size", 0, "of --input in bytes; file:/// needs it")
 	flags.BoolVar(&p.lines, "lines", false, "each line is an item as JSON")
 	flags.DurationVar(&p.wait, "wait", 0, "wait so long for the item's end, and print it")
 	return cmd
 }
 
 func (p *queuePut) run(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
+	switch {
+	case p.input.URL != "" && (len(args) > 0 || p.lines):
+		return usageError{hint.Wrap(errors.New("--input and a file"), "--input is the payload of one item; in --lines each line has its own \"input\"")}
+	case p.input.URL == "" && (p.input.SHA256 != "" || p.input.Size != 0):
+		return usageError{hint.Wrap(errors.New("--sha256 and --size without --input"), "they say what lies at the address of --input")}
+	case len(args) == 0 && p.input.URL == "":
 		args = []string{"-"}
 	}
 	if (p.wait > 0 || p.id != "") && (p.lines || len(args) > 1) {
@@ -73,6 +87,11 @@ func (p *queuePut) run(cmd *cobra.Command, args []string) error {
 		return p.bulk(cmd, c, queue, args)
 	}
 	var lines []coordinator.Line
+	if p.input.URL != "" {
+		l := p.line(nil)
+		l.Body, l.Input = nil, &p.input
+		lines = append(lines, l)
+	}
 	for _, name := range args {
 		data, err := readFile(cmd.InOrStdin(), name)
 		if err != nil {

@@ -107,7 +107,10 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("journal", "store of the commit records: consul:NAME, the same NAME for all coordinators of a queue (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Journal })
 	text("dead", "queue of dead letters; default QUEUE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
 	text("drain-timeout", "how long a stop waits for what runs; below Nomad's kill_timeout", func(s *coordinator.Settings) *string { return &s.Drain })
-	list("allow", "folders below which an input by reference may lie", func(s *coordinator.Settings) *[]string { return &s.Input.Allow })
+	text("cache", "folder of inputs that come from elsewhere; default cache in --work", func(s *coordinator.Settings) *string { return &s.Input.Cache })
+	text("cache-size", "what it may hold, like 20GiB", func(s *coordinator.Settings) *string { return &s.Input.CacheSize })
+	text("artifacts", "where the files of outputs are uploaded: s3://BUCKET/PREFIX (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Artifacts })
+	list("allow", "folders, and addresses (https://HOST/PATH, s3://BUCKET/PREFIX), below which an input by reference may lie", func(s *coordinator.Settings) *[]string { return &s.Input.Allow })
 	list("listen", "where to listen: unix:///path or tcp://127.0.0.1:PORT; default unix://$NOMAD_ALLOC_DIR/tmp/coordinator.sock", func(s *coordinator.Settings) *[]string { return &s.Listen })
 	flags.StringVar(&f.mode, "socket-mode", "0666", "file mode of Unix sockets; 0666 suits an alloc dir, which only the tasks of a group can enter")
 	flags.StringVar(&f.id, "id", "", "name of this coordinator; default ALLOC@HOST")
@@ -167,7 +170,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	open = patient(cmd.Context(), log, open)
-	point, err := s.Point()
+	point, err := s.Point(cmd.Context())
 	if err != nil {
 		return err
 	}

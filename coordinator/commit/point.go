@@ -38,11 +38,14 @@ type KV interface {
 // MaxRecord is how large a record in a key-value store may be: Consul takes 512 KiB.
 const MaxRecord = 480 << 10
 
-// ErrTooLarge: the record does not fit into the journal. Time does not heal it.
-type ErrTooLarge struct{ Size int }
+// ErrTooLarge: a record does not fit into the journal, or a file into the object store. Time does not heal it.
+type ErrTooLarge struct {
+	Size, Limit int64
+	What        string
+}
 
 func (e ErrTooLarge) Error() string {
-	return fmt.Sprintf("the record of %d bytes is larger than %d", e.Size, MaxRecord)
+	return fmt.Sprintf("the %s of %d bytes is larger than %d", e.What, e.Size, e.Limit)
 }
 
 // Journal is a commit point in a key-value store. It keeps no files: outputs travel in the record.
@@ -57,7 +60,7 @@ func (j Journal) Commit(ctx context.Context, rec item.Record, _ string) (item.Re
 		return item.Record{}, fmt.Errorf("commit %s: %w", rec.ID, err)
 	}
 	if len(value) > MaxRecord {
-		return item.Record{}, fmt.Errorf("commit %s: %w", rec.ID, ErrTooLarge{len(value)})
+		return item.Record{}, fmt.Errorf("commit %s: %w", rec.ID, ErrTooLarge{int64(len(value)), MaxRecord, "record"})
 	}
 	current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID), value)
 	if err != nil {

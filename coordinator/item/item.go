@@ -77,6 +77,7 @@ type Task struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 	Input       *Reference        `json:"input,omitempty"` // where the payload is, when it does not travel in the message
 	Body        []byte            `json:"-"`
+	Path        string            `json:"-"` // the payload of Input, fetched and checked; "" where nobody did
 }
 
 // Reference is a payload that lies somewhere else.
@@ -101,8 +102,9 @@ type Message struct {
 
 // File is one committed output.
 type File struct {
-	Name string `json:"name"`
-	Size int64  `json:"size"`
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256,omitempty"` // of one that was uploaded
 }
 
 // Record says how an item ended. The first one that is created at the commit point is the item's end.
@@ -119,7 +121,7 @@ type Record struct {
 	Reason     string    `json:"reason,omitempty"`
 	Result     []byte    `json:"result,omitempty"`
 	ResultType string    `json:"result_type,omitempty"`
-	Output     string    `json:"output,omitempty"` // the folder of the files
+	Output     string    `json:"output,omitempty"` // the folder of the files, or their address in an object store
 	Files      []File    `json:"files,omitempty"`
 	Next       []Message `json:"next,omitempty"`
 	Attempts   []Attempt `json:"attempts,omitempty"` // that failed, of a dead item

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -96,7 +97,7 @@ func TestExecContract(t *testing.T) {
 func TestReferences(t *testing.T) {
 	done := t.TempDir()
 	w := shell(t, `head -c 300000 /dev/zero >out/big; mkdir out/_next; echo '{"file":"big"}' >out/_next/1.json`, func(w *Exec) {
-		w.Folders.Final = func(stage, id string) string { return filepath.Join(done, stage, id) }
+		w.Folders.Final = func(t *item.Task) *url.URL { return &url.URL{Scheme: "file", Path: filepath.Join(done, t.Stage, t.ID)} }
 	})
 	got := w.Call(t.Context(), []*item.Task{task("a", "")})[0]
 	if got.Kind != Ack || got.Output.Next[0].Input == nil {

@@ -21,10 +21,10 @@ import (
 
 // Folders are where attempts live, and how their outputs leave.
 type Folders struct {
-	Work  string                        // the folder of the contract
-	Allow []string                      // folders below which an input by reference may lie
-	To    bool                          // outputs are messages of a next stage
-	Final func(stage, id string) string // where a committed output lies; nil: it does not stay on a disk
+	Work  string                         // the folder of the contract
+	Allow []string                       // folders below which an input by reference may lie
+	To    bool                           // outputs are messages of a next stage
+	Final func(task *item.Task) *url.URL // where a committed output lies; nil: its files do not stay
 }
 
 // The folders of the contract.
@@ -127,6 +127,12 @@ func (f Folders) input(path string, task *item.Task) error {
 	if task.Input == nil {
 		return os.WriteFile(path, task.Body, 0o666)
 	}
+	if task.Path != "" { // a link of its own: it stays when the cache makes room, and needs no path that the worker's container has too
+		if err := os.Link(task.Path, path); err == nil {
+			return nil
+		}
+		return os.Symlink(task.Path, path)
+	}
 	source, err := f.resolve(task.Input)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errInput, err)
@@ -141,7 +147,7 @@ func (f Folders) resolve(ref *item.Reference) (string, error) {
 		return "", err
 	}
 	if u.Scheme != "file" || u.Host != "" {
-		return "", fmt.Errorf("%s: only file:///… is known", ref.URL)
+		return "", fmt.Errorf("%s: only file:///… is known here; input { allow = [...] } names the addresses that are fetched", scheme(u))
 	}
 	path, err := filepath.EvalSymlinks(u.Path)
 	if err != nil {
@@ -167,6 +173,9 @@ func (f Folders) resolve(ref *item.Reference) (string, error) {
 	}
 	return path, nil
 }
+
+// scheme is as much of an address as may be seen: the rest can have a signature in it.
+func scheme(u *url.URL) string { return u.Scheme + "://" + u.Host + "/…" }
 
 func below(dir, path string) bool {
 	real, err := filepath.EvalSymlinks(dir)
@@ -226,7 +235,7 @@ func (f Folders) outputs(o *Output, task *item.Task) error {
 			return err
 		}
 	case f.Final == nil && !f.To && len(o.Files) > 0:
-		return fmt.Errorf("%d files, which only commit = \"rename\" keeps", len(o.Files))
+		return fmt.Errorf("%d files, which only commit = \"rename\" and artifacts keep", len(o.Files))
 	}
 	return f.next(o, task)
 }
@@ -313,13 +322,14 @@ func (f Folders) load(m *item.Message, o *Output, task *item.Task) error {
 		return err
 	}
 	if f.Final == nil {
-		return fmt.Errorf("%s has %d bytes; above %d only commit = \"rename\" passes it on", m.File, size, MaxInline)
+		return fmt.Errorf("%s has %d bytes; above %d only commit = \"rename\" and artifacts pass it on", m.File, size, MaxInline)
 	}
 	sum := sha256.New()
 	if _, err := io.Copy(sum, file); err != nil {
 		return err
 	}
-	at := url.URL{Scheme: "file", Path: filepath.Join(f.Final(task.Stage, task.ID), m.File)}
+	at := f.Final(task)
+	at.Path += "/" + m.File
 	m.Input, m.File = &item.Reference{URL: at.String(), Size: size, SHA256: hex.EncodeToString(sum.Sum(nil))}, ""
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,7 +74,7 @@ func (w *HTTP) Call(ctx context.Context, tasks []*item.Task) []Verdict {
 	promise := w.expect(task)
 	defer w.forget(task)
 	body, header := w.request(task)
-	resp, data, v := w.post(ctx, body, header)
+	resp, data, v := w.post(ctx, body, task.Path, header)
 	if resp == nil {
 		return []Verdict{v}
 	}
@@ -139,6 +140,8 @@ func structured(task *item.Task, kind, source string) []byte {
 	e := map[string]any{"specversion": "1.0", "id": task.ID, "type": kind, "source": source, "time": task.FirstSeen.UTC().Format(time.RFC3339Nano)}
 	media, _, _ := mime.ParseMediaType(task.ContentType)
 	switch {
+	case task.Path != "": // the claim check of CloudEvents
+		e["datacontenttype"], e["dataref"] = or(task.ContentType, "application/octet-stream"), "file://"+task.Path
 	case (media == "application/json" || media == "") && json.Valid(task.Body):
 		e["datacontenttype"], e["data"] = "application/json", json.RawMessage(task.Body)
 	case utf8.Valid(task.Body):
@@ -157,11 +160,22 @@ func or(a, b string) string {
 	return a
 }
 
-// post sends a request and reads the answer. Without one it says what that means.
-func (w *HTTP) post(ctx context.Context, body []byte, h http.Header) (*http.Response, []byte, Verdict) {
+// post sends a request, with a file instead of the body where there is one, and reads the answer. Without one it says what that means.
+func (w *HTTP) post(ctx context.Context, body []byte, path string, h http.Header) (*http.Response, []byte, Verdict) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.URL, bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, Verdict{Kind: NotReady, Reason: err.Error()}
+	}
+	if path != "" && !w.Structured {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, nil, Verdict{Kind: Infra, Reason: err.Error()}
+		}
+		req.ContentLength = info.Size()
+		req.GetBody = func() (io.ReadCloser, error) { return os.Open(path) }
+		if req.Body, err = req.GetBody(); err != nil {
+			return nil, nil, Verdict{Kind: Infra, Reason: err.Error()}
+		}
 	}
 	req.Header = h
 	resp, err := w.client.Do(req)
@@ -292,7 +306,7 @@ func (w *HTTP) batch(ctx context.Context, tasks []*item.Task) []Verdict {
 	h.Set("Retinue-Stage", tasks[0].Stage)
 	h.Set("Retinue-Batch", strconv.Itoa(len(tasks)))
 	h.Set("Retinue-Deadline-Ms", strconv.FormatInt(time.Until(tasks[0].Deadline).Milliseconds(), 10))
-	resp, data, v := w.post(ctx, encodeBatch(tasks), h)
+	resp, data, v := w.post(ctx, encodeBatch(tasks), "", h)
 	if resp == nil {
 		return all(tasks, v)
 	}

@@ -32,6 +32,8 @@ func encodeBatch(tasks []*item.Task) []byte {
 	for _, t := range tasks {
 		line := inputLine{ID: t.ID, Attempt: t.N, Max: t.Max, Fence: t.Fence, Key: t.Key, ContentType: t.ContentType, Headers: t.Headers}
 		switch {
+		case t.Path != "":
+			line.Input = &item.Reference{URL: "file://" + t.Path, Size: t.Input.Size, SHA256: t.Input.SHA256}
 		case t.Input != nil:
 			line.Input = t.Input
 		case utf8.Valid(t.Body):
