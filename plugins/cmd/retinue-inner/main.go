@@ -5,7 +5,7 @@ package main
 
 import (
 	// First: see the package comment.
-	_ "retinue/plugins/inner/sigpipe"
+	_ "retinue/plugins/sigpipe"
 
 	"context"
 	"fmt"
