@@ -3,9 +3,9 @@
 RETINUE := bin/retinue
 # The binary runs in images FROM scratch and in chroots, so it must be static.
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
-SOURCES := $(shell find . -path ./tests -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
+SOURCES := $(shell find . -path ./tests -prune -o -path ./plugins -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
 
-.PHONY: help build tools demo clean-demo test check unit e2e bench faults generate clean
+.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults generate clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,14 @@ $(RETINUE): $(SOURCES)
 	@mkdir -p bin
 	$(BUILD) -o $@-broker ./cmd/retinue-broker
 	$(BUILD) -o $@ ./cmd/retinue
+
+plugin: bin/retinue-driver ## the task-driver plugin, in bin/: retinue dev and the tests use it from there
+
+# The inner process must be a cgo build: without, the exec driver would not isolate.
+bin/retinue-driver: $(shell find plugins -name '*.go' -o -name go.mod -o -name go.sum)
+	@mkdir -p bin
+	cd plugins && CGO_ENABLED=1 go build -trimpath -ldflags '-s -w' -o ../bin/retinue-inner ./cmd/retinue-inner
+	cd plugins && $(BUILD) -o ../$@ ./cmd/retinue-driver
 
 tools: $(RETINUE) ## Nomad and Consul: from PATH where new enough, else built once into the user's cache
 	$(RETINUE) tools
