@@ -12,13 +12,19 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	baseproto "github.com/hashicorp/nomad/plugins/base/proto"
 	"github.com/hashicorp/nomad/plugins/drivers/proto"
 	structsproto "github.com/hashicorp/nomad/plugins/shared/structs/proto"
 	"google.golang.org/grpc"
+
+	"retinue/internal/lifecycle"
 )
 
 // Contract is the version of the lifecycle block and of the management API. It is
@@ -43,16 +49,22 @@ type Driver struct {
 	base  baseproto.BasePluginClient
 	tasks proto.DriverClient
 
+	codec  passCodec
 	events chan *proto.DriverTaskEvent // for the agent's TaskEvents stream
+
+	mu         sync.Mutex
+	running    map[string]*task // by Nomad's ID of the task
+	stopBudget time.Duration
 }
 
 // New asks the driver plugin behind conn what it is, and fails when it cannot be
 // decorated: no answer, not a driver, or a configuration with a lifecycle of its own.
 func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, error) {
 	d := &Driver{
-		as: opts.As, log: opts.Log, inner: conn,
+		as: opts.As, log: opts.Log, inner: conn, codec: newPassCodec(),
 		base: baseproto.NewBasePluginClient(conn), tasks: proto.NewDriverClient(conn),
-		events: make(chan *proto.DriverTaskEvent, 256),
+		events:  make(chan *proto.DriverTaskEvent, 256),
+		running: map[string]*task{}, stopBudget: lifecycle.DefaultStopBudget,
 	}
 	info, err := d.base.PluginInfo(ctx, &baseproto.PluginInfoRequest{})
 	if err != nil {
@@ -104,8 +116,15 @@ func (d *Driver) Register(s grpc.ServiceRegistrar) {
 		HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{
 			method("TaskConfigSchema", d.taskConfigSchema),
+			method("StartTask", d.startTask),
+			method("RecoverTask", d.recoverTask),
+			method("StopTask", d.stopTask),
+			method("SignalTask", d.signalTask),
+			method("DestroyTask", d.destroyTask),
 		},
 		Streams: []grpc.StreamDesc{
+			{StreamName: "TaskEvents", ServerStreams: true, Handler: d.taskEvents},
+			{StreamName: "ExecTaskStreaming", ServerStreams: true, ClientStreams: true, Handler: d.execTaskStreaming},
 			{StreamName: "Fingerprint", ServerStreams: true, Handler: d.fingerprint},
 		},
 	}, d)
@@ -172,4 +191,12 @@ func (d *Driver) withAttributes(resp *proto.FingerprintResponse) *proto.Fingerpr
 }
 
 // Close ends the work for all tasks. The tasks themselves go on.
-func (d *Driver) Close() {}
+func (d *Driver) Close() {
+	d.mu.Lock()
+	tasks := slices.Collect(maps.Values(d.running))
+	clear(d.running)
+	d.mu.Unlock()
+	for _, t := range tasks {
+		t.close()
+	}
+}

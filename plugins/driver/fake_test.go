@@ -2,7 +2,10 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +26,140 @@ type fakeInner struct {
 	name       string
 	taskSchema *hclspec.Spec
 	config     chan []byte // what SetConfig got
+	state      []byte      // the driver state that StartTask returns
+	execTask   func(command []string) (code int32, stdout string)
+
+	mu    sync.Mutex
+	calls []string // what the decorator asked for, in order
+	tasks map[string]*fakeTask
+}
+
+// fakeTask ends when its channel closes.
+type fakeTask struct {
+	config *proto.TaskConfig
+	result proto.ExitResult
+	ended  chan struct{}
+	once   sync.Once
+}
+
+func (t *fakeTask) end(code int32) {
+	t.once.Do(func() {
+		t.result.ExitCode = code
+		close(t.ended)
+	})
+}
+
+func (f *fakeInner) note(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+}
+
+func (f *fakeInner) noted() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(f.calls, "\n")
+}
+
+func (f *fakeInner) task(id string) (*fakeTask, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t, ok := f.tasks[id]
+	if !ok {
+		return nil, fmt.Errorf("task not found: %s", id)
+	}
+	return t, nil
+}
+
+func (f *fakeInner) add(c *proto.TaskConfig) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tasks[c.Id] = &fakeTask{config: c, ended: make(chan struct{})}
+}
+
+func (f *fakeInner) StartTask(_ context.Context, req *proto.StartTaskRequest) (*proto.StartTaskResponse, error) {
+	f.note("start")
+	f.add(req.Task)
+	return &proto.StartTaskResponse{Handle: &proto.TaskHandle{Version: 1, Config: req.Task, DriverState: f.state}}, nil
+}
+
+func (f *fakeInner) RecoverTask(_ context.Context, req *proto.RecoverTaskRequest) (*proto.RecoverTaskResponse, error) {
+	f.note("recover %x", req.Handle.DriverState)
+	f.add(req.Handle.Config)
+	return &proto.RecoverTaskResponse{}, nil
+}
+
+func (f *fakeInner) WaitTask(ctx context.Context, req *proto.WaitTaskRequest) (*proto.WaitTaskResponse, error) {
+	t, err := f.task(req.TaskId)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-t.ended:
+		return &proto.WaitTaskResponse{Result: &t.result}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (f *fakeInner) StopTask(_ context.Context, req *proto.StopTaskRequest) (*proto.StopTaskResponse, error) {
+	f.note("stop %s %s", req.Signal, req.Timeout.AsDuration())
+	t, err := f.task(req.TaskId)
+	if err != nil {
+		return nil, err
+	}
+	t.end(0)
+	return &proto.StopTaskResponse{}, nil
+}
+
+func (f *fakeInner) SignalTask(_ context.Context, req *proto.SignalTaskRequest) (*proto.SignalTaskResponse, error) {
+	f.note("signal %s", req.Signal)
+	return &proto.SignalTaskResponse{}, nil
+}
+
+func (f *fakeInner) DestroyTask(_ context.Context, req *proto.DestroyTaskRequest) (*proto.DestroyTaskResponse, error) {
+	f.note("destroy")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.tasks[req.TaskId]; t != nil {
+		t.end(137)
+	}
+	delete(f.tasks, req.TaskId)
+	return &proto.DestroyTaskResponse{}, nil
+}
+
+func (f *fakeInner) ExecTask(_ context.Context, req *proto.ExecTaskRequest) (*proto.ExecTaskResponse, error) {
+	if len(req.Command) == 1 && req.Command[0] == "env" {
+		return &proto.ExecTaskResponse{Result: &proto.ExitResult{}}, nil
+	}
+	command := req.Command
+	if command[0] == "env" { // the variables differ from run to run
+		for command = command[1:]; strings.HasPrefix(command[0], "RETINUE_"); command = command[1:] {
+		}
+	}
+	f.note("exec %s", strings.Join(command, " "))
+	code, out := f.execTask(command)
+	return &proto.ExecTaskResponse{Stdout: []byte(out), Result: &proto.ExitResult{ExitCode: code}}, nil
+}
+
+func (f *fakeInner) ExecTaskStreaming(s proto.Driver_ExecTaskStreamingServer) error {
+	req, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	out := &proto.ExecTaskStreamingIOOperation{Data: []byte(strings.Join(req.Setup.Command, " "))}
+	if err := s.Send(&proto.ExecTaskStreamingResponse{Stdout: out}); err != nil {
+		return err
+	}
+	return s.Send(&proto.ExecTaskStreamingResponse{Exited: true, Result: &proto.ExitResult{ExitCode: 7}})
+}
+
+func (f *fakeInner) TaskEvents(_ *proto.TaskEventsRequest, s proto.Driver_TaskEventsServer) error {
+	if err := s.Send(&proto.DriverTaskEvent{Message: "of the inner driver"}); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return nil
 }
 
 func newFakeInner() *fakeInner {
@@ -30,6 +167,8 @@ func newFakeInner() *fakeInner {
 		name:       "fake",
 		taskSchema: hclspec.NewObject(map[string]*hclspec.Spec{"command": hclspec.NewAttr("command", "string", true)}),
 		config:     make(chan []byte, 1),
+		execTask:   func([]string) (int32, string) { return 0, "" },
+		tasks:      map[string]*fakeTask{},
 	}
 }
 

@@ -39,7 +39,7 @@ func (c passCodec) Unmarshal(data mem.BufferSlice, v any) error {
 // handler for.
 func (d *Driver) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newPassCodec()),
+		grpc.ForceServerCodecV2(d.codec),
 		grpc.UnknownServiceHandler(d.passOn),
 	}
 }

@@ -123,7 +123,7 @@ func TestSchemasHaveOneMoreBlock(t *testing.T) {
 
 func TestRefusesADriverWithALifecycleOfItsOwn(t *testing.T) {
 	f := newFakeInner()
-	f.taskSchema = hclspec.NewObject(map[string]*hclspec.Spec{lifecycleKey: str(lifecycleKey)})
+	f.taskSchema = hclspec.NewObject(map[string]*hclspec.Spec{lifecycleKey: hclspec.NewAttr(lifecycleKey, "string", false)})
 	inner := connect(t, func(s *grpc.Server) {
 		proto.RegisterDriverServer(s, f)
 		baseproto.RegisterBasePluginServer(s, f)

@@ -20,7 +20,7 @@ func (d *Driver) relay(agent grpc.ServerStream, method string, first *frame) err
 		ctx = metadata.NewOutgoingContext(ctx, md.Copy())
 	}
 	desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}
-	inner, err := d.inner.NewStream(ctx, desc, method, grpc.ForceCodecV2(newPassCodec()))
+	inner, err := d.inner.NewStream(ctx, desc, method, grpc.ForceCodecV2(d.codec))
 	if err != nil {
 		return err
 	}

@@ -54,9 +54,3 @@ func withBlock(spec, block *hclspec.Spec) (*hclspec.Spec, error) {
 	object.Attributes[lifecycleKey] = block
 	return spec, nil
 }
-
-// str, list, number and flag are optional attributes.
-func str(name string) *hclspec.Spec    { return hclspec.NewAttr(name, "string", false) }
-func list(name string) *hclspec.Spec   { return hclspec.NewAttr(name, "list(string)", false) }
-func number(name string) *hclspec.Spec { return hclspec.NewAttr(name, "number", false) }
-func flag(name string) *hclspec.Spec   { return hclspec.NewAttr(name, "bool", false) }
