@@ -1,8 +1,10 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	baseproto "github.com/hashicorp/nomad/plugins/base/proto"
@@ -26,17 +28,57 @@ func blockSpec(b lifecycle.Block) *hclspec.Spec {
 	return hclspec.NewBlock(b.Name, false, hclspec.NewObject(attrs))
 }
 
-// pluginConfig is the lifecycle block of the plugin's own configuration.
-type pluginConfig struct {
-	// StopBudget is the longest time that the hooks of one stop may take, whatever the
-	// job says: no job can hold the drain of a node for longer.
-	StopBudget string `msgpack:"stop_budget"`
+// settings are the lifecycle block of the plugin's own configuration.
+type settings struct {
+	stopBudget time.Duration // the longest that the hooks of one stop may take, whatever the job says
+	stateDirs  []string      // folders of the host that jobs may save state in
+	consul     string        // address of Consul, for saved state
+}
+
+func defaultSettings() settings {
+	return settings{stopBudget: lifecycle.DefaultStopBudget, consul: "127.0.0.1:8500"}
 }
 
 func pluginBlock() *hclspec.Spec {
 	return hclspec.NewBlock(lifecycleKey, false, hclspec.NewObject(map[string]*hclspec.Spec{
-		"stop_budget": hclspec.NewAttr("stop_budget", "string", false),
+		"stop_budget":    hclspec.NewAttr("stop_budget", "string", false),
+		"state_dirs":     hclspec.NewAttr("state_dirs", "list(string)", false),
+		"consul_address": hclspec.NewAttr("consul_address", "string", false),
 	}))
+}
+
+// readSettings reads the block as the agent encodes it; nothing is the default.
+func readSettings(raw []byte) (settings, error) {
+	s := defaultSettings()
+	if raw == nil {
+		return s, nil
+	}
+	var block *struct {
+		StopBudget string   `msgpack:"stop_budget"`
+		StateDirs  []string `msgpack:"state_dirs"`
+		Consul     string   `msgpack:"consul_address"`
+	}
+	if err := msgpack.Unmarshal(raw, &block); err != nil {
+		return s, fmt.Errorf("lifecycle: %w", err)
+	}
+	if block == nil {
+		return s, nil
+	}
+	if text := block.StopBudget; text != "" {
+		d, err := time.ParseDuration(text)
+		if err != nil || d <= 0 || d > lifecycle.MaxTimeout {
+			return s, fmt.Errorf("lifecycle.stop_budget: give a time such as 90s or 5m, up to %s, not %q", lifecycle.MaxTimeout, text)
+		}
+		s.stopBudget = d
+	}
+	for _, dir := range block.StateDirs {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+			return s, fmt.Errorf("lifecycle.state_dirs: give absolute paths of folders, not %q", dir)
+		}
+	}
+	s.stateDirs = block.StateDirs
+	s.consul = cmp.Or(block.Consul, s.consul)
+	return s, nil
 }
 
 // setConfig takes this driver's block out of the plugin's configuration: the inner
@@ -46,20 +88,12 @@ func (d *Driver) setConfig(ctx context.Context, req *baseproto.SetConfigRequest)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of the plugin: %w", err)
 	}
-	var config *pluginConfig
-	if raw != nil {
-		if err := msgpack.Unmarshal(raw, &config); err != nil {
-			return nil, fmt.Errorf("configuration of the plugin: lifecycle: %w", err)
-		}
-	}
-	budget := lifecycle.DefaultStopBudget
-	if config != nil && config.StopBudget != "" {
-		if budget, err = time.ParseDuration(config.StopBudget); err != nil || budget <= 0 || budget > lifecycle.MaxTimeout {
-			return nil, fmt.Errorf("configuration of the plugin: lifecycle.stop_budget: give a time such as 90s or 5m, up to %s, not %q", lifecycle.MaxTimeout, config.StopBudget)
-		}
+	s, err := readSettings(raw)
+	if err != nil {
+		return nil, fmt.Errorf("configuration of the plugin: %w", err)
 	}
 	d.mu.Lock()
-	d.stopBudget = budget
+	d.settings = s
 	d.mu.Unlock()
 	req.MsgpackConfig = rest
 	return d.base.SetConfig(ctx, req)

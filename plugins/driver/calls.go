@@ -44,8 +44,10 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 	t.start = req
 	t.addEnv(config)
 	id := uuid.NewString()
-	t.engine = lifecycle.New(t.options(id, d.budget()))
-	t.prepare()
+	open := func(o lifecycle.Options) (*lifecycle.Engine, error) { return lifecycle.New(o), nil }
+	if err := t.begin(open, id, d.current()); err != nil {
+		return nil, startError(err, true)
+	}
 	d.add(t)
 
 	if err := t.engine.Start(context.WithoutCancel(ctx)); err != nil {
@@ -122,18 +124,24 @@ func (d *Driver) recoverTask(ctx context.Context, req *proto.RecoverTaskRequest)
 		return nil, err
 	}
 	t := d.newTask(handle.Config, cfg)
-	opts := t.options(k.ID, d.budget())
 	t.container = containerID(inner)
-	if t.engine, err = lifecycle.Recover(opts, t.load()); err != nil {
-		d.log.Error("the state of a task's lifecycle is lost; it counts as running", "task", t.id, "error", err)
-		if t.engine, err = lifecycle.Recover(opts, nil); err != nil {
-			return nil, fmt.Errorf("recover the lifecycle: %w", err)
+	open := func(o lifecycle.Options) (*lifecycle.Engine, error) {
+		e, err := lifecycle.Recover(o, t.load())
+		if err != nil {
+			t.log.Error("the state of the lifecycle is lost; the task counts as running", "error", err)
+			e, err = lifecycle.Recover(o, nil)
 		}
+		return e, err
 	}
-	t.prepare()
-	if old := d.add(t); old != nil {
+	// One that this process has already, because the agent recovers it again, holds the sockets.
+	if old := d.task(t.id); old != nil {
+		d.remove(old)
 		old.close()
 	}
+	if err := t.begin(open, k.ID, d.current()); err != nil {
+		return nil, fmt.Errorf("recover the lifecycle: %w", err)
+	}
+	d.add(t)
 	t.watch()
 	return resp, nil
 }
@@ -224,19 +232,16 @@ func (d *Driver) task(id string) *task {
 	return d.running[id]
 }
 
-func (d *Driver) budget() time.Duration {
+func (d *Driver) current() settings {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.stopBudget
+	return d.settings
 }
 
-// add makes t the task of its ID, and returns the one that was.
-func (d *Driver) add(t *task) *task {
+func (d *Driver) add(t *task) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	old := d.running[t.id]
 	d.running[t.id] = t
-	return old
 }
 
 func (d *Driver) remove(t *task) {

@@ -16,15 +16,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	baseproto "github.com/hashicorp/nomad/plugins/base/proto"
 	"github.com/hashicorp/nomad/plugins/drivers/proto"
 	structsproto "github.com/hashicorp/nomad/plugins/shared/structs/proto"
 	"google.golang.org/grpc"
-
-	"retinue/internal/lifecycle"
 )
 
 // Contract is the version of the lifecycle block and of the management API. It is
@@ -52,9 +49,9 @@ type Driver struct {
 	codec  passCodec
 	events chan *proto.DriverTaskEvent // for the agent's TaskEvents stream
 
-	mu         sync.Mutex
-	running    map[string]*task // by Nomad's ID of the task
-	stopBudget time.Duration
+	mu       sync.Mutex
+	running  map[string]*task // by Nomad's ID of the task
+	settings settings
 }
 
 // New asks the driver plugin behind conn what it is, and fails when it cannot be
@@ -64,7 +61,7 @@ func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, err
 		as: opts.As, log: opts.Log, inner: conn, codec: newPassCodec(),
 		base: baseproto.NewBasePluginClient(conn), tasks: proto.NewDriverClient(conn),
 		events:  make(chan *proto.DriverTaskEvent, 256),
-		running: map[string]*task{}, stopBudget: lifecycle.DefaultStopBudget,
+		running: map[string]*task{}, settings: defaultSettings(),
 	}
 	info, err := d.base.PluginInfo(ctx, &baseproto.PluginInfoRequest{})
 	if err != nil {

@@ -12,12 +12,11 @@ import (
 	"time"
 )
 
-// A freezer stops all processes of a control group and lets them go on.
-type freezer struct {
-	file         string // to write to
-	freeze, thaw string // what
-	state        string // file to read
-	frozen, runs string // what it says, when it is done
+// A group is the control group of a task: its folder in version 2, or that of the
+// freezer in version 1.
+type group struct {
+	dir string
+	v2  bool
 }
 
 // Freeze implements lifecycle.Host: by the freezer of the task's control group, which
@@ -28,34 +27,48 @@ func (t *task) Freeze(ctx context.Context) error { return t.setFrozen(ctx, true)
 func (t *task) Thaw(ctx context.Context) error { return t.setFrozen(ctx, false) }
 
 func (t *task) setFrozen(ctx context.Context, frozen bool) error {
-	f, err := t.findFreezer("/sys/fs/cgroup", "/proc")
+	g, err := t.findGroup("/sys/fs/cgroup", "/proc")
 	if err != nil {
 		return err
 	}
-	if f == nil {
-		t.log.Warn("no freezer for this task: SIGSTOP and SIGCONT to its main process instead")
-		if frozen {
-			return t.Signal(ctx, "SIGSTOP")
+	if g != nil {
+		err := g.freeze(ctx, frozen)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		return t.Signal(ctx, "SIGCONT")
 	}
-	return f.set(ctx, frozen)
+	t.log.Warn("no freezer for this task: SIGSTOP and SIGCONT to its main process instead")
+	if frozen {
+		return t.Signal(ctx, "SIGSTOP")
+	}
+	return t.Signal(ctx, "SIGCONT")
 }
 
-// set writes the wish and waits until it has come true.
-func (f *freezer) set(ctx context.Context, frozen bool) error {
-	wish, want := f.thaw, f.runs
-	if frozen {
-		wish, want = f.freeze, f.frozen
+// freezeLimit is how long the kernel may take: a process in an uninterruptible wait
+// does not freeze before its end.
+const freezeLimit = 10 * time.Second
+
+// freeze writes the wish and waits until it has come true. The error is fs.ErrNotExist
+// where the group has no freezer.
+func (g group) freeze(ctx context.Context, frozen bool) error {
+	file, state := filepath.Join(g.dir, "freezer.state"), filepath.Join(g.dir, "freezer.state")
+	freeze, thaw, isFrozen, isThawed := "FROZEN", "THAWED", "FROZEN", "THAWED"
+	if g.v2 {
+		file, state = filepath.Join(g.dir, "cgroup.freeze"), filepath.Join(g.dir, "cgroup.events")
+		freeze, thaw, isFrozen, isThawed = "1", "0", "frozen 1", "frozen 0"
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	wish, want := thaw, isThawed
+	if frozen {
+		wish, want = freeze, isFrozen
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		// Again each time: in version 1 a process that forks meanwhile needs it.
-		if err := os.WriteFile(f.file, []byte(wish), 0o644); err != nil {
+		if err := write(file, wish); err != nil {
 			return err
 		}
-		said, err := os.ReadFile(f.state)
+		said, err := os.ReadFile(state)
 		if err != nil {
 			return err
 		}
@@ -65,52 +78,55 @@ func (f *freezer) set(ctx context.Context, frozen bool) error {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
+			err := fmt.Errorf("the freezer does not say %q within %s but %q", want, freezeLimit, bytes.TrimSpace(said))
 			if frozen {
-				os.WriteFile(f.file, []byte(f.thaw), 0o644) // not half frozen
+				err = errors.Join(err, write(file, thaw)) // not half frozen
 			}
-			return fmt.Errorf("the freezer does not say %q within 10 s but %q", want, bytes.TrimSpace(said))
+			return err
 		}
 	}
 }
 
-// findFreezer finds the control group of the task by one of its processes: nil when
-// there is none with a freezer of its own.
-func (t *task) findFreezer(cgroups, proc string) (*freezer, error) {
+// write writes to a file of the kernel, and does not make one.
+func write(file, text string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// findGroup finds the control group of the task; nil when it has none of its own.
+func (t *task) findGroup(cgroups, proc string) (*group, error) {
 	mark := t.container
 	if mark == "" {
 		mark = t.alloc + "." + t.name // as Nomad names the group of exec and raw_exec
 	}
-	if len(mark) < 8 {
+	if len(mark) < 8 || strings.ContainsAny(mark, `*?[\/`) {
 		return nil, nil
 	}
-	// Version 1 has a folder of the freezer's own, so no process has to be found for it.
 	for _, pattern := range []string{"nomad/" + mark, "docker/" + mark, "*/docker-" + mark + ".scope", "*/" + mark} {
-		found, err := filepath.Glob(filepath.Join(cgroups, "freezer", pattern, "freezer.state"))
+		found, err := filepath.Glob(filepath.Join(cgroups, "freezer", pattern))
 		if err != nil {
-			return nil, fmt.Errorf("find the freezer: %w", err)
+			return nil, fmt.Errorf("find the control group: %w", err)
 		}
 		if len(found) > 0 {
-			return &freezer{found[0], "FROZEN", "THAWED", found[0], "FROZEN", "THAWED"}, nil
+			return &group{found[0], false}, nil
 		}
 	}
-	lines, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "cgroup"))
+	lists, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "cgroup"))
 	if err != nil {
 		return nil, fmt.Errorf("find the control group: %w", err)
 	}
-	for _, name := range lines {
+	for _, name := range lists {
 		raw, err := os.ReadFile(name)
 		if err != nil {
 			continue // it ended
 		}
-		path := groupOf(string(raw), mark)
-		if path == "" {
-			continue
+		if path := groupOf(string(raw), mark); path != "" {
+			return &group{filepath.Join(cgroups, path), true}, nil
 		}
-		file := filepath.Join(cgroups, path, "cgroup.freeze")
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		}
-		return &freezer{file, "1", "0", filepath.Join(cgroups, path, "cgroup.events"), "frozen 1", "frozen 0"}, nil
 	}
 	return nil, nil
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -19,12 +21,17 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"retinue/internal/lifecycle"
+	"retinue/internal/lifecycle/allocfs"
+	"retinue/internal/lifecycle/manage"
+	"retinue/internal/lifecycle/notify"
+	"retinue/internal/lifecycle/state"
 )
 
 // task is one task of the inner driver, with its lifecycle. It is the engine's Host.
 type task struct {
 	d       *Driver
 	log     hclog.Logger
+	config  *proto.TaskConfig
 	id      string // Nomad's: allocation, task and a number
 	name    string
 	alloc   string
@@ -33,6 +40,7 @@ type task struct {
 	env     map[string]string
 	cfg     *lifecycle.Config // nil: without a lifecycle block
 	engine  *lifecycle.Engine
+	states  *state.Keeper            // nil: none, or none that can be used
 	start   *proto.StartTaskRequest  // until it was started
 	started *proto.StartTaskResponse // nil: not yet, or by an earlier driver
 
@@ -40,12 +48,14 @@ type task struct {
 	exited    chan struct{} // the end was told to the engine
 	ctx       context.Context
 	cancel    context.CancelFunc
-	hasEnv    func() bool // the program `env` is there for exec hooks
+	serving   sync.WaitGroup // the task's sockets
+	api       http.Handler   // the management API
+	hasEnv    func() bool    // the program `env` is there for exec hooks
 }
 
 func (d *Driver) newTask(c *proto.TaskConfig, cfg *lifecycle.Config) *task {
 	t := &task{
-		d: d, id: c.Id, name: c.Name, alloc: c.AllocId, dir: c.AllocDir,
+		d: d, config: c, id: c.Id, name: c.Name, alloc: c.AllocId, dir: c.AllocDir,
 		netns: c.GetNetworkIsolationSpec().GetPath(), env: c.Env, cfg: cfg,
 		log:    d.log.With("alloc", c.AllocId, "task", c.Name),
 		exited: make(chan struct{}),
@@ -55,50 +65,97 @@ func (d *Driver) newTask(c *proto.TaskConfig, cfg *lifecycle.Config) *task {
 	return t
 }
 
-func (t *task) options(id string, budget time.Duration) lifecycle.Options {
-	return lifecycle.Options{Config: t.cfg, Host: t, ID: id, StopBudget: budget, Log: t.log}
+// begin gives the task its engine.
+func (t *task) begin(open func(lifecycle.Options) (*lifecycle.Engine, error), id string, s settings) error {
+	opts := lifecycle.Options{Config: t.cfg, Host: t, ID: id, StopBudget: s.stopBudget, Log: t.log}
+	if keeper, err := t.keeper(s); err != nil {
+		// The hooks that need it fail, as their policies say.
+		opts.States = noStates{err}
+	} else if keeper != nil {
+		t.states = keeper
+		opts.States = keeper
+	}
+	var err error
+	if t.engine, err = open(opts); err != nil {
+		return err
+	}
+	t.api = manage.Handler(t.cfg, managed{t})
+	t.serve()
+	return nil
 }
 
 // What the application finds in its environment.
 const (
-	envSock  = "RETINUE_SOCK"  // where it may listen for hooks and questions
-	envState = "RETINUE_STATE" // the state that it is given back, where there is one
+	envSock   = "RETINUE_SOCK"  // where it may listen for hooks and questions
+	envAPI    = "RETINUE_API"   // where the management API of the task answers
+	envState  = "RETINUE_STATE" // the state that it is given back, where there is one
+	envNotify = "NOTIFY_SOCKET" // sd_notify(3)
 )
 
-// addEnv tells the application where its socket and its state are, in its own view of
+// The sockets of a task in alloc/tmp: shared with the other tasks of the group, and
+// not moved with the allocation (a socket would end the migration).
+const (
+	sockApp    = ".sock"        // the application listens
+	sockAPI    = ".api.sock"    // the driver answers
+	sockNotify = ".notify.sock" // the driver receives
+)
+
+const stateName = "retinue.state"
+
+func (t *task) sockName(kind string) string { return "retinue-" + t.name + kind }
+
+func (t *task) socket(kind string) allocfs.Socket {
+	return allocfs.Socket{Dir: t.dir, Name: "alloc/tmp/" + t.sockName(kind)}
+}
+
+// addEnv tells the application where its sockets and its state are, in its own view of
 // the file system. What the job sets itself stays.
 func (t *task) addEnv(c *proto.TaskConfig) {
 	add := map[string]string{}
 	if alloc := c.Env["NOMAD_ALLOC_DIR"]; alloc != "" {
-		add[envSock] = filepath.Join(alloc, "tmp", sockName(t.name))
+		add[envSock] = filepath.Join(alloc, "tmp", t.sockName(sockApp))
+		add[envAPI] = filepath.Join(alloc, "tmp", t.sockName(sockAPI))
+		if t.cfg != nil {
+			add[envNotify] = filepath.Join(alloc, "tmp", t.sockName(sockNotify))
+			if t.cfg.Watchdog > 0 {
+				add["WATCHDOG_USEC"] = strconv.FormatInt(t.cfg.Watchdog.Microseconds(), 10)
+			}
+		}
 	}
 	if local := c.Env["NOMAD_TASK_DIR"]; local != "" && t.cfg.Has(lifecycle.RestoreState) {
 		add[envState] = filepath.Join(local, stateName)
 	}
-	c.Env = maps.Clone(c.Env)
-	if c.Env == nil {
-		c.Env = map[string]string{}
+	env := maps.Clone(c.Env)
+	if env == nil {
+		env = map[string]string{}
 	}
 	for name, value := range add {
-		if c.Env[name] == "" {
-			c.Env[name] = value
+		if env[name] == "" {
+			env[name] = value
 		}
 	}
-	t.env = c.Env
+	c.Env, t.env = env, env
 }
 
-// sockName is the application's socket in alloc/tmp: shared with the other tasks of
-// the group, and not moved with the allocation (a socket would end the migration).
-func sockName(task string) string { return "retinue-" + task + ".sock" }
-
-const stateName = "retinue.state"
-
-// prepare begins what the hooks of the task need.
-func (t *task) prepare() {
-	// The hooks that come first wait for no command, so asking now costs nobody time.
-	if t.cfg != nil && t.started == nil && t.start == nil && hasExec(t.cfg) {
-		go t.hasEnv()
+// serve answers on the task's sockets until it is closed.
+func (t *task) serve() {
+	if t.cfg != nil {
+		server, err := notify.Listen(t.socket(sockNotify), t.log)
+		if err != nil {
+			t.log.Warn("the application cannot notify", "error", err)
+		} else {
+			t.serving.Go(func() {
+				if err := server.Serve(t.ctx, func(m notify.Message) { t.engine.Notify(m.Notice) }); err != nil {
+					t.log.Warn("the application cannot notify any more", "error", err)
+				}
+			})
+		}
 	}
+	t.serving.Go(func() {
+		if err := manage.Serve(t.ctx, t.socket(sockAPI), t.api); err != nil {
+			t.log.Warn("no management API on the task's socket; nomad alloc exec @retinue has it", "error", err)
+		}
+	})
 }
 
 func hasExec(cfg *lifecycle.Config) bool {
@@ -128,6 +185,7 @@ func (t *task) watch() {
 func (t *task) close() {
 	t.cancel()
 	t.engine.Close()
+	t.serving.Wait()
 }
 
 // innerError is an error of the inner driver, which the agent gets as it is.
@@ -215,6 +273,10 @@ func (t *task) load() []byte {
 // forget removes what the driver has written for a task that is gone.
 func (t *task) forget() {
 	t.cancel()
+	t.serving.Wait()
+	if err := t.socket(sockApp).Remove(); err != nil {
+		t.log.Debug("cannot remove the application's socket", "error", err)
+	}
 	if err := os.Remove(t.stateFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.log.Warn("cannot remove the state of the lifecycle", "error", err)
 	}

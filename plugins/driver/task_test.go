@@ -192,7 +192,7 @@ func TestEndOfTheProcessCutsThePreStopShort(t *testing.T) {
 	tt.start()
 	done := make(chan error, 1)
 	go func() { done <- tt.stop() }()
-	waitFor(t, "the stop begins", func() bool { return strings.Contains(tt.exec("@retinue", "GET", "/v1/lifecycle"), `"hook":"pre_stop"`) })
+	waitFor(t, "the stop begins", func() bool { return strings.Contains(tt.exec("@retinue", "GET", "/v1/task"), `"hook":"pre_stop"`) })
 	task, err := tt.f.task(tt.config.Id)
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestSignalsAndPseudoSignals(t *testing.T) {
 	}
 	// The fake has no control group, so the freeze is a signal.
 	tt.wantCalls("start", "signal SIGUSR1", "exec /reload", "exec /pause", "signal SIGSTOP")
-	if got := tt.exec("@retinue", "GET", "/v1/lifecycle"); !strings.Contains(got, `"phase":"paused"`) {
+	if got := tt.exec("@retinue", "GET", "/v1/task"); !strings.Contains(got, `"phase":"paused"`) {
 		t.Errorf("status %s", got)
 	}
 }
@@ -255,31 +255,121 @@ func (tt *testTask) exec(command ...string) string {
 func TestExecTunnel(t *testing.T) {
 	tt := newTestTask(t, nil)
 	big := strings.Repeat("x", 5<<20)
-	tt.app(func(_, path string, body []byte) (int, string) {
+	tt.app(func(_, path string, _ []byte) (int, string) {
 		switch path {
-		case "/big":
+		case "/metrics":
 			return 200, big
-		case "/echo":
-			return 200, string(body)
+		case "/retinue/v1/live":
+			return 500, "deadlock"
 		}
-		return 404, "nothing here"
+		return 404, ""
 	})
 	tt.start()
-	for _, c := range []struct {
-		command []string
-		want    string
-	}{
-		{[]string{"ls", "-l"}, "ls -l|7"},
-		{[]string{"@retinue", "GET", "/big"}, big + "|0"},
-		{[]string{"@retinue", "POST", "/echo", "hello"}, "hello|0"},
-		{[]string{"@retinue", "GET", "/none"}, "stderr: nothing here|1"},
-	} {
-		if got := tt.exec(c.command...); got != c.want {
-			t.Errorf("%q: got %.200q, want %.200q", c.command, got, c.want)
+	if got := tt.exec("ls", "-l"); got != "ls -l|7" {
+		t.Errorf("a command of the task: %q", got)
+	}
+	if got := tt.exec("@retinue", "GET", "/v1/metrics"); !strings.HasPrefix(got, big) || !strings.HasSuffix(got, "|0") {
+		t.Errorf("metrics of the application: %d bytes, ...%q", len(got), got[max(0, len(got)-100):])
+	}
+	if got := tt.exec("@retinue", "GET", "/v1/health"); !strings.Contains(got, "deadlock") || !strings.HasSuffix(got, "|1") {
+		t.Errorf("health: %q", got)
+	}
+	if got := tt.exec("@retinue", "what"); !strings.HasPrefix(got, "stderr: usage:") || !strings.HasSuffix(got, "|2") {
+		t.Errorf("wrong use: %q", got)
+	}
+}
+
+func TestManagementOnTheTasksSocket(t *testing.T) {
+	tt := newTestTask(t, nil)
+	logs := filepath.Join(tt.config.AllocDir, "alloc", "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []string{"one\n", "two\n", "three\n"} {
+		if err := os.WriteFile(filepath.Join(logs, fmt.Sprintf("app.stdout.%d", 9+i)), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if got := tt.exec("@retinue", "what"); !strings.HasPrefix(got, "stderr: Error: want METHOD /path") || !strings.HasSuffix(got, "|1") {
-		t.Errorf("wrong use: %q", got)
+	tt.start()
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(tt.config.AllocDir, "alloc", "tmp", "retinue-app.api.sock"))
+	}}}
+	get := func(path string) (text string) {
+		t.Helper()
+		waitFor(t, "the socket answers", func() bool {
+			resp, err := client.Get("http://task" + path)
+			if err != nil {
+				return false
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			text = string(body)
+			return err == nil
+		})
+		return text
+	}
+	if got := get("/v1/task"); !strings.Contains(got, `"phase":"running"`) || !strings.Contains(got, `"driver":"fake"`) {
+		t.Errorf("task %s", got)
+	}
+	if got := get("/v1/logs?tail=8"); got != "o\nthree\n" {
+		t.Errorf("the last 8 bytes of the log are %q", got)
+	}
+	if got := get("/v1/logs"); got != "one\ntwo\nthree\n" {
+		t.Errorf("log %q", got)
+	}
+	if got := get("/v1/config"); !strings.Contains(got, `"command":"app"`) {
+		t.Errorf("config %s", got)
+	}
+}
+
+func TestStateIsSavedAndGivenBack(t *testing.T) {
+	tt := newTestTask(t, map[string]any{"save_state": map[string]any{"http": "GET /retinue/v1/state"}})
+	tt.app(func(string, string, []byte) (int, string) { return 200, "count 7" })
+	tt.start()
+	if err := tt.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tt.agent.DestroyTask(testContext(t), &proto.DestroyTaskRequest{TaskId: tt.config.Id}); err != nil {
+		t.Fatal(err)
+	}
+	place := filepath.Join(tt.config.AllocDir, "app", "local", "retinue.state")
+	if err := os.Symlink("/etc/passwd", place); err != nil { // the task may leave a trap
+		t.Fatal(err)
+	}
+	tt.start()
+	got, err := os.ReadFile(place)
+	if err != nil || string(got) != "count 7" {
+		t.Fatalf("given back %q, %v", got, err)
+	}
+	task, err := tt.f.task(tt.config.Id)
+	if err != nil || task.config.Env["RETINUE_STATE"] != "/local/retinue.state" {
+		t.Errorf("RETINUE_STATE %q, %v", task.config.Env["RETINUE_STATE"], err)
+	}
+}
+
+func TestReadyByNotifySocket(t *testing.T) {
+	tt := newTestTask(t, map[string]any{"ready": map[string]any{"notify": true}})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tt.start()
+	}()
+	waitFor(t, "the datagram goes out", func() bool {
+		c, err := net.Dial("unixgram", filepath.Join(tt.config.AllocDir, "alloc", "tmp", "retinue-app.notify.sock"))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("STATUS=warm\nREADY=1\n"))
+		return err == nil
+	})
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("the start does not end")
+	}
+	if got := tt.exec("@retinue", "GET", "/v1/task"); !strings.Contains(got, `"app_status":"warm"`) {
+		t.Errorf("task %s", got)
 	}
 }
 
