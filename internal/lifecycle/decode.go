@@ -491,9 +491,9 @@ func decodeState(f fields) StateConfig {
 		}
 	case s.Store == "alloc":
 	case s.Store == "consul-kv":
-		limit = 512 << 10
+		limit = 511 << 10 // of the 512 KB of a value, the record's description needs some
 	case s.Store == "nomad-var":
-		limit = 64 << 10
+		limit = 47 << 10 // a variable holds 64 KB, and base64 makes four bytes of three
 	default:
 		f.p.add(f.at("store"), `write "alloc", "consul-kv", "nomad-var" or "dir:/path"`, "is %q", s.Store)
 	}

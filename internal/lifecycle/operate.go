@@ -441,7 +441,9 @@ func (m *machine) over() {
 	case m.signalled:
 		how = Stopped
 	}
-	m.cancel()
+	if m.op != nil {
+		m.op.steps = nil
+	}
 	if !m.s.Phase.Over() {
 		if how == Exited && len(m.cfg.Hooks) > 0 { // without hooks, Nomad's own event says enough
 			m.details["process"] = "ended by itself: " + m.s.Exit.String()
@@ -451,8 +453,8 @@ func (m *machine) over() {
 		}
 		m.enter(how)
 	}
+	m.cancel()
 	if op := m.op; op != nil {
-		op.steps = nil
 		if op.verb != verbStart && op.verb != verbStop && op.err == nil {
 			op.err = ErrExited
 		}
