@@ -3,9 +3,9 @@
 RETINUE := bin/retinue
 # The binary runs in images FROM scratch and in chroots, so it must be static.
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
-SOURCES := $(shell find . -path ./tests -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
+SOURCES := $(shell find . -path ./tests -prune -o -path ./plugins -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
 
-.PHONY: help build tools demo clean-demo test check unit e2e bench faults generate clean
+.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults generate clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,17 @@ $(RETINUE): $(SOURCES)
 	$(BUILD) -o $@-broker ./cmd/retinue-broker
 	$(BUILD) -o $@-coordinator ./cmd/retinue-coordinator
 	$(BUILD) -o $@ ./cmd/retinue
+
+plugin: bin/retinue-driver ## the task-driver plugin, in bin/: retinue dev and the tests use it from there
+
+# One set of flags for all that links Nomad's drivers: they are 800 packages, and compiled once.
+PLUGINFLAGS := -trimpath
+
+# The inner process must be a cgo build: without, the exec driver would not isolate.
+bin/retinue-driver: $(shell find plugins internal/lifecycle -name '*.go' -o -name go.mod -o -name go.sum)
+	@mkdir -p bin
+	cd plugins && CGO_ENABLED=1 go build $(PLUGINFLAGS) -ldflags '-s -w' -o ../bin/retinue-inner ./cmd/retinue-inner
+	cd plugins && $(BUILD) -o ../$@ ./cmd/retinue-driver
 
 tools: $(RETINUE) ## Nomad and Consul: from PATH where new enough, else built once into the user's cache
 	$(RETINUE) tools
@@ -36,9 +47,11 @@ check: bin/staticcheck ## formatting, vet, staticcheck
 	cd tests && go vet ./...
 	cd tests/bench/etcd && go vet ./...
 	cd gather/example && go vet ./...
+	cd plugins && go vet $(PLUGINFLAGS) ./...
 	bin/staticcheck ./...
 	cd tests && ../bin/staticcheck ./...
 	cd gather/example && ../../bin/staticcheck ./...
+	cd plugins && GOFLAGS="$(PLUGINFLAGS)" ../bin/staticcheck ./...
 
 bin/staticcheck: tests/go.mod
 	@mkdir -p bin
@@ -48,13 +61,15 @@ unit: $(RETINUE) tools bin/gotestsum ## unit, policy and conformance tests (with
 	@rm -f bin/tried-twice-*
 	RETINUE_TEST_CONSUL=$$($(RETINUE) tools | awk '$$1 == "consul" {print $$3}') $(call gotest,unit) -race -p 1 -timeout 30m
 	cd gather/example && $(call gotest,example) -race
+	cd plugins && $(call gotest,driver,./driver/... ./sigpipe/...) -race
+	cd plugins && $(call gotest,inner,./inner/...) $(PLUGINFLAGS)
 
-e2e: $(RETINUE) tools bin/gotestsum ## end-to-end tests on real Nomad, Consul, Docker and Chromium
+e2e: $(RETINUE) plugin tools bin/gotestsum ## end-to-end tests on real Nomad, Consul, Docker and Chromium
 	inputs=$$( $(inputs) ) && cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) RETINUE_TEST_INPUTS=$$inputs $(call gotest,e2e) -race -p 1 -timeout 40m
 
 # What failed is tried once more, and told all the same: a second try tells a hiccup of the machine from a defect. Many failures
 # and data races are not tried again. Skips are listed and counted at the end.
-gotest = $(CURDIR)/bin/gotestsum --format pkgname --format-hide-empty-pkg --packages ./... \
+gotest = $(CURDIR)/bin/gotestsum --format pkgname --format-hide-empty-pkg --packages "$(or $(2),./...)" \
 	--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --rerun-fails-run-root-test --rerun-fails-report=$(CURDIR)/bin/tried-twice-$(1) --jsonfile $(CURDIR)/bin/test-$(1).json --
 
 # All that the end-to-end tests run, and what they find on the machine: a result that `go test` has kept is of the same.

@@ -80,6 +80,7 @@ func newDevUpCmd() *cobra.Command {
 	f.StringVar(&offset, "port-offset", "0", "number to add to every standard port, or `auto` for the first free ports")
 	f.BoolVar(&cfg.ACL, "acl", false, "turn on ACLs (default deny) in Consul and Nomad, with workload identity")
 	f.StringVar(&cfg.Docker, "docker", "auto", "use a Docker engine: `auto`, on or off")
+	f.StringVar(&cfg.DriverPlugin, "driver-plugin", "auto", "put the lifecycle driver in the place of Nomad's drivers: `auto` (when it is beside this program), on or off")
 	f.DurationVar(&cfg.SessionTTLMin, "session-ttl-min", time.Second, "Consul's lower bound of a session's TTL")
 	f.BoolVar(&asJSON, "json", false, "print the status as JSON when the cluster is up")
 	return cmd

@@ -61,6 +61,10 @@ type Config struct {
 	// "off". "" means auto.
 	Docker string
 
+	// DriverPlugin is "auto" (decorate the task drivers when retinue-driver and
+	// retinue-inner are beside RetinueBin), "on" (fail without them) or "off". "" means auto.
+	DriverPlugin string
+
 	// SessionTTLMin is Consul's lower bound of a session's TTL. Default: 1 s, so
 	// that a lease of 2 s can be tried (Consul's own default is 10 s).
 	SessionTTLMin time.Duration
@@ -104,6 +108,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Dir = dir
 	c.Docker = cmp.Or(c.Docker, "auto")
+	c.DriverPlugin = cmp.Or(c.DriverPlugin, "auto")
 	c.SessionTTLMin = cmp.Or(c.SessionTTLMin, time.Second)
 
 	var problems []error
@@ -118,6 +123,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Docker != "auto" && c.Docker != "on" && c.Docker != "off" {
 		problems = append(problems, fmt.Errorf("docker: %q is not auto, on or off", c.Docker))
+	}
+	if c.DriverPlugin != "auto" && c.DriverPlugin != "on" && c.DriverPlugin != "off" {
+		problems = append(problems, fmt.Errorf("driver plugin: %q is not auto, on or off", c.DriverPlugin))
 	}
 	if c.SessionTTLMin < 10*time.Millisecond {
 		problems = append(problems, fmt.Errorf("session TTL: %s is too short", c.SessionTTLMin))

@@ -45,9 +45,14 @@ func installBinary(source, dest string) error {
 		return hint.Wrap(fmt.Errorf("the retinue binary %s is not static, so it cannot run in a container without libraries", source),
 			"build it with `CGO_ENABLED=0 go build -o bin/retinue ./cmd/retinue` (or `make build`) and use that one")
 	}
+	return copyProgram(source, dest)
+}
+
+// copyProgram copies a program when it differs.
+func copyProgram(source, dest string) error {
 	data, err := os.ReadFile(source)
 	if err != nil {
-		return fmt.Errorf("read the retinue binary: %w", err)
+		return fmt.Errorf("read the program %s: %w", source, err)
 	}
 	if old, err := os.ReadFile(dest); err == nil && bytes.Equal(old, data) {
 		return nil

@@ -35,6 +35,8 @@ type nomadView struct {
 	Gateway     netip.Addr
 	ForTasks    netip.AddrPort
 	PauseImage  string
+	Decorated   []string // drivers
+	PluginDir   string
 	HTTP        netip.AddrPort
 	HTTPPort    int
 	RPC         netip.AddrPort
@@ -60,7 +62,8 @@ func (p Plan) renderNomad(n Node, tokens Tokens, chroot map[string]string) ([]by
 		Gateway:    n.Addr,
 		ForTasks:   p.consulForTasks(n),
 		PauseImage: PauseImage(),
-		HTTP:       p.on(n.Addr, portNomadHTTP), HTTPPort: p.port(portNomadHTTP),
+		Decorated:  p.decorated(), PluginDir: p.pluginDir(),
+		HTTP: p.on(n.Addr, portNomadHTTP), HTTPPort: p.port(portNomadHTTP),
 		RPC: p.on(n.Addr, portNomadRPC), RPCPort: p.port(portNomadRPC),
 		Serf: p.on(n.Addr, portNomadSerf), SerfPort: p.port(portNomadSerf),
 	}
@@ -173,7 +176,9 @@ server {
     retry_interval = "1s"
   }
 }
-{{else}}
+{{else}}{{if .Decorated}}
+plugin_dir = {{q .PluginDir}}
+{{end}}
 client {
   enabled   = true
   servers   = {{list .Servers}}
@@ -219,14 +224,26 @@ client {
   }
 {{- end}}
 }
-
+{{range .Decorated}}
+# In the place of the agent's own driver, which runs behind it.
+plugin {{q (print "retinue-" .)}} {
+  args = ["-as", {{q .}}, {{q $.InnerProgram}}, {{q .}}]
+{{- if eq . "docker"}}{{template "docker" $}}{{end}}
+{{- if eq . "raw_exec"}}{{template "raw_exec" $}}{{end}}
+}
+{{else}}
 plugin "raw_exec" {
-  config {
-    enabled = true
-  }
+{{- template "raw_exec" .}}
 }
 {{if .DockerSocket}}
 plugin "docker" {
+{{- template "docker" .}}
+}
+{{end}}{{end}}{{end}}{{define "raw_exec"}}
+  config {
+    enabled = true
+  }
+{{- end}}{{define "docker"}}
   config {
     endpoint         = {{q (print "unix://" .DockerSocket)}}
     allow_privileged = false
@@ -246,5 +263,4 @@ plugin "docker" {
       }
     }
   }
-}
-{{end}}{{end}}`
+{{- end}}`

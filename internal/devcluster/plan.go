@@ -74,6 +74,7 @@ type Plan struct {
 	DockerSocket  string        `json:"docker_socket,omitempty"` // "" = no docker driver
 	Image         string        `json:"image,omitempty"`         // local image of the cluster's own build; "" = no docker driver
 	CNIPath       string        `json:"cni_path,omitempty"`      // "" = no bridge mode
+	DriverPlugin  bool          `json:"driver_plugin,omitempty"` // the task drivers are decorated
 	SessionTTLMin time.Duration `json:"session_ttl_min"`
 	Nodes         []Node        `json:"nodes"`
 }

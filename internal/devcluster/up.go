@@ -118,6 +118,10 @@ func (u *upper) sameAs(p Plan) error {
 		why = "does not use Docker"
 	case u.cfg.Docker == "off" && p.DockerSocket != "":
 		why = "uses Docker"
+	case u.cfg.DriverPlugin == "on" && !p.DriverPlugin:
+		why = "does not use the driver plugin"
+	case u.cfg.DriverPlugin == "off" && p.DriverPlugin:
+		why = "uses the driver plugin"
 	case p.Root != (os.Geteuid() == 0):
 		why = "belongs to another user"
 	default:
@@ -197,6 +201,13 @@ func (u *upper) decide(ctx context.Context) (*state, error) {
 	}
 	st.Plan = Plan{Dir: u.cfg.Dir, ACL: u.cfg.ACL, Root: os.Geteuid() == 0, SessionTTLMin: u.cfg.SessionTTLMin}
 	if err := u.findDocker(ctx, &st.Plan); err != nil {
+		return nil, err
+	}
+	retinueBin, err := u.retinueBin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := u.findDriverPlugin(&st.Plan, retinueBin); err != nil {
 		return nil, err
 	}
 	if err := CgroupsWritable("/sys/fs/cgroup"); st.Plan.Root && err != nil {
@@ -302,14 +313,14 @@ func linksTo(link, dir string) bool {
 // install brings binary, images, bridges and configuration files up to date.
 func (u *upper) install(ctx context.Context, c *Cluster) error {
 	p := c.state.Plan
-	source := u.cfg.RetinueBin
-	if source == "" {
-		var err error
-		if source, err = ownBinary(ctx); err != nil {
-			return err
-		}
+	source, err := u.retinueBin(ctx)
+	if err != nil {
+		return err
 	}
 	if err := installBinary(source, p.retinueBin()); err != nil {
+		return err
+	}
+	if err := p.installDriverPlugin(source); err != nil {
 		return err
 	}
 	if broker := brokerBeside(source); broker == "" {
@@ -347,6 +358,18 @@ func (u *upper) install(ctx context.Context, c *Cluster) error {
 		}
 	}
 	return p.writeConfigs(c.state.Tokens)
+}
+
+// retinueBin is the program that the cluster's tasks get.
+func (u *upper) retinueBin(ctx context.Context) (string, error) {
+	if u.cfg.RetinueBin == "" {
+		found, err := ownBinary(ctx)
+		if err != nil {
+			return "", err
+		}
+		u.cfg.RetinueBin = found
+	}
+	return u.cfg.RetinueBin, nil
 }
 
 func (p Plan) writeConfigs(tokens Tokens) error {

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -31,6 +32,7 @@ func RunCluster(t T, config devcluster.Config) *Cluster {
 	t.Helper()
 	config.Dir = filepath.Join(Dir(t, "dev"), "c") // short: Unix sockets lie deep below it
 	config.PortOffset = devcluster.AutoPorts
+	config.DriverPlugin = cmp.Or(config.DriverPlugin, "off") // of those tests alone that are about it
 	config.NomadBin, config.ConsulBin, config.RetinueBin = NomadBinary(t), ConsulBinary(t), RetinueBinary(t)
 	var steps []string
 	up, err := devcluster.Up(context.Background(), config, func(s devcluster.Step) {
