@@ -73,6 +73,8 @@ var mutants = []struct {
 		"if c.waiters > 0 && !c.claimed && !m.stopping {", "if false {", "TestLostBeforeItWasTold", false},
 	{"a stream that nobody reads as the end of an application", "stream.go",
 		"stuck: errors.Is(failed, os.ErrDeadlineExceeded)", "stuck: errors.Is(failed, os.ErrClosed)", "TestHoldUnread", false},
+	{"a silent Consul that is taken for a vacancy", "campaign.go",
+		" || el.clock.Now() >= clock.Instant(info.SessionDeadline)", "", "TestCampaignAtASilentConsul", false},
 	{"a watch that reads a thousand elections for every change", "driver.go",
 		"if rest := snapshot.rest(); rest > 0 {", "if rest := snapshot.rest(); false && rest > 0 {", "TestWatchRests", false},
 	{"an owner that passes over what became due during a step", "../internal/actor/actor.go",
