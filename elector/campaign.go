@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"retinue/internal/clock"
 )
 
 // campaign waits until the candidate leads, its time is up, or the client is gone.
@@ -48,13 +50,16 @@ func (el *Elector) campaign(ctx context.Context, election, id string, waitMS *in
 
 // heldBy says why a campaign did not succeed.
 func (el *Elector) heldBy(v *View) *Refusal {
+	info := el.feed.info.Load()
+	// A Consul that is silent is noticed by the clock: until something is answered, or is given up, nothing tells the owner.
+	silent := !v.Connected || !v.Synced || el.clock.Now() >= clock.Instant(info.SessionDeadline)
 	ref := refuse(http.StatusConflict, "held", "another candidate leads")
 	ref.Leader, ref.Reason, ref.RetryMS = v.Leader, "held", el.cfg.Lease.Milliseconds()/3
 	switch {
-	case el.feed.info.Load().denied:
+	case info.denied:
 		ref.Status, ref.Error, ref.Reason = http.StatusServiceUnavailable, "unavailable", "token_refused"
 		ref.Message = "Consul refuses the elector's token: it is unknown, or lacks what `retinue acl print elector --job " + el.cfg.App + "` lists"
-	case !v.Connected || !v.Synced:
+	case silent:
 		ref.Status, ref.Error, ref.Message, ref.Reason = http.StatusServiceUnavailable, "unavailable", "Consul does not answer", "no_session"
 	case v.Leader == nil && v.Blocked == ReasonStoreError:
 		ref.Status, ref.Error, ref.Message, ref.Reason = http.StatusServiceUnavailable, "unavailable", "Consul does not do what it is asked; the elector's log says why", string(v.Blocked)

@@ -152,8 +152,21 @@ func (el *Elector) watch(ctx context.Context) {
 			}
 			el.metrics.watched()
 			el.post(ctx, evObserved{snapshot})
+			if rest := snapshot.rest(); rest > 0 {
+				sleep(ctx, rest)
+			}
 		}
 	}
+}
+
+// rest is how long the watch waits before it asks again. Every answer holds all elections: where a thousand of them change hands, in a
+// score of transactions, each elector would have Consul write all of them as often, and they would come later for it. A few elections
+// are asked for at once.
+func (s Snapshot) rest() time.Duration {
+	if len(s.Elections) <= maxBatchOps {
+		return 0
+	}
+	return time.Duration(len(s.Elections)) * 40 * time.Microsecond
 }
 
 func (el *Elector) watchOnce(ctx context.Context, after uint64) (Snapshot, error) {

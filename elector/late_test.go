@@ -3,6 +3,7 @@ package elector
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"retinue/internal/clock"
@@ -179,6 +180,40 @@ func TestLockDelayUnknownToConsul(t *testing.T) {
 			t.Errorf("%+v after %+v", ng, g)
 		}
 	})
+}
+
+// Many elections at once are read less often than they change, a few as often, and the last change is seen in any case.
+func TestWatchRests(t *testing.T) {
+	for many, most := range map[int]int{1: 1000, maxBatchOps: 1000, 1000: 10} {
+		bubble(t, func(t *testing.T) {
+			cfg := testConfig("a")
+			cfg.Elections = nil
+			for i := range many {
+				cfg.Elections = append(cfg.Elections, "shard-"+utoa(uint64(i)))
+			}
+			f := newFleet(t, cfg)
+			defer f.close()
+			for _, name := range cfg.Elections {
+				f.c.put(Key("app", name), "edited")
+			}
+			time.Sleep(time.Second)
+			before := f.nodes[0].store.watches()
+			for i := range 100 {
+				f.c.put(Key("app", "shard-0"), utoa(uint64(i)))
+				time.Sleep(2 * time.Millisecond)
+			}
+			reads := f.nodes[0].store.watches() - before
+			if least := 100; reads > most || many <= maxBatchOps && reads < least {
+				t.Errorf("%d elections were read %d times in 100 changes", many, reads)
+			}
+			last := f.c.entry(Key("app", "shard-0"))
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+			if v := f.nodes[0].el.m.elections["shard-0"].seen; v.Modify != last.Modify {
+				t.Errorf("the last change, %d, was not seen: %d", last.Modify, v.Modify)
+			}
+		})
+	}
 }
 
 // An elector restarts with a state file from before its last leadership, because the disk was full: its session is the same, the key

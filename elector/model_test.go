@@ -163,6 +163,7 @@ type modelStore struct {
 	sent     []time.Time               // when the renewals were sent that pace was asked about
 	answered time.Time                 // when the latest of those was sent that was answered
 	restored chan struct{}
+	asked    int // watches
 }
 
 func newModelStore(c *modelConsul, cfg Config) *modelStore {
@@ -211,6 +212,13 @@ func (s *modelStore) paced(pace func(n int) time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pace, s.sent = pace, nil
+}
+
+// watches is how often the watch asked.
+func (s *modelStore) watches() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
 }
 
 // newest is when the latest of the paced renewals was sent that was answered.
@@ -506,6 +514,9 @@ func lockedEntry(e Entry, exists bool, session string, value []byte, index uint6
 }
 
 func (s *modelStore) Watch(ctx context.Context, after uint64) (snap Snapshot, err error) {
+	s.mu.Lock()
+	s.asked++
+	s.mu.Unlock()
 	for {
 		var changed chan struct{}
 		s.mu.Lock()

@@ -46,7 +46,7 @@ func Standings(ctx context.Context, client *consul.Client, app string, after uin
 }
 
 func standingsOf(pairs consul.KVPairs) []Standing {
-	var standings []Standing
+	standings := []Standing{}
 	bids := map[string][]Candidacy{}
 	for _, pair := range pairs {
 		app, name, ok := strings.Cut(strings.TrimPrefix(pair.Key, kvRoot), "/")

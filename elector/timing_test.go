@@ -481,6 +481,29 @@ func TestRoleByClockAlone(t *testing.T) {
 	})
 }
 
+// A candidate is told when Consul has gone silent, and not that nobody has been elected, or that somebody leads as far as was heard.
+func TestCampaignAtASilentConsul(t *testing.T) {
+	for _, led := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			f := newFleet(t, testConfig("a"), testConfig("b"))
+			defer f.close()
+			a := f.nodes[0]
+			if led {
+				g := f.nodes[1].become(`{}`)
+				defer f.nodes[1].tether(g.Token)()
+			}
+			f.watch(time.Second)
+			a.store.partition(true)
+			f.watch(2500 * time.Millisecond)
+			var ref Refusal
+			status, body := a.post("/become", `{"wait_ms":100}`)
+			if !decode(body, &ref) || status != http.StatusServiceUnavailable || ref.Error != "unavailable" || ref.Reason != "no_session" {
+				t.Errorf("led %v: %d %s", led, status, body)
+			}
+		})
+	}
+}
+
 // A new server leader gives every session its time again: the leader is suspended while there is none, and resumes.
 func TestConsulLeaderChange(t *testing.T) {
 	bubble(t, func(t *testing.T) {

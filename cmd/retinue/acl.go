@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,9 @@ import (
 	"retinue/internal/consulkit"
 	"retinue/internal/hint"
 )
+
+// aclName is what Consul takes for the name of a role, and a dot for services. A space or a quotation mark would end up in a rule.
+var aclName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 func newACLCmd() *cobra.Command {
 	cmd := &cobra.Command{
@@ -38,6 +42,15 @@ func newACLCmd() *cobra.Command {
 		job = cmp.Or(job, "leader-election")
 		return elector.RoleName(job), elector.Policy(job)
 	}
+	// The names become part of rules: one with a quotation mark in it could give rights to more than it says.
+	named := func() error {
+		for _, name := range append([]string{job}, services...) {
+			if name != "" && !aclName.MatchString(name) {
+				return usageError{hint.Wrap(fmt.Errorf("name %q", name), "Consul takes letters, digits, - and _ in the name of a role, and . in that of a service")}
+			}
+		}
+		return nil
+	}
 	patterns := []string{"elector", "gather", "coordinator"}
 	print := &cobra.Command{
 		Use:   "print PATTERN",
@@ -48,6 +61,9 @@ func newACLCmd() *cobra.Command {
 		ValidArgs: patterns,
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := named(); err != nil {
+				return err
+			}
 			_, rules := rights(args[0])
 			fmt.Fprint(cmd.OutOrStdout(), rules)
 			return nil
@@ -65,6 +81,9 @@ own command line; the token needs acl = "write".`,
 		ValidArgs: patterns,
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := named(); err != nil {
+				return err
+			}
 			client, err := consulClient()
 			if err != nil {
 				return err

@@ -32,9 +32,14 @@ func TestElectorUsage(t *testing.T) {
 		{"elector run --app orders", "at least 1 arg"},
 		{"elector run --app orders --grace 9s -- true", "grace"},
 		{"elector run --app orders --election a,b -- true", "2 elections"},
+		{"elector run --app orders -- /no/such/command", "cannot be run"},
+		{"elector run --app orders -- no-such-command", "cannot be run"},
 		{"elector status", "no elector named"},
 		{"elector status --addr nowhere", "no scheme"},
 		{"elector stepdown", "no elector named"},
+		{"acl print elector --job a/b", "name \"a/b\""},
+		{"acl apply elector --job a\"b", "name"},
+		{"acl print gather --job search --service a/b", "name"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(strings.Fields(c.args), strings.NewReader(""), &stdout, &stderr)

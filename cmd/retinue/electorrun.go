@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,6 +41,9 @@ leadership is released and its exit code is this program's.`,
 			}
 			if len(f.cfg.Elections) != 1 {
 				return usageError{hint.Wrap(fmt.Errorf("%d elections", len(f.cfg.Elections)), "one command runs for one election; name it with --election")}
+			}
+			if _, err := exec.LookPath(args[0]); err != nil { // before it is elected, and others wait for it
+				return usageError{hint.Wrap(fmt.Errorf("the command cannot be run: %w", err), "name a program that is on PATH, or the path of one that may be executed, as this task sees it")}
 			}
 			return runWrapped(cmd, f, args, grace, priority)
 		},

@@ -20,6 +20,9 @@ import (
 
 const reachConsul = "CONSUL_HTTP_ADDR must reach Consul and CONSUL_HTTP_TOKEN needs key:read below retinue/elections/; on the local cluster: eval \"$(retinue dev env)\""
 
+// consulPatience is how long a command waits for Consul's answer to one question: it may be cut off, or hang.
+const consulPatience = 15 * time.Second
+
 func newLeaderCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "leader",
@@ -50,6 +53,9 @@ func newLeaderListCmd() *cobra.Command {
 			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), standings)
+			}
+			if len(standings) == 0 { // Consul does not tell one from the other
+				fmt.Fprintln(cmd.ErrOrStderr(), "There is no election, or CONSUL_HTTP_TOKEN lacks key:read below retinue/elections/.")
 			}
 			return printStandings(cmd.OutOrStdout(), standings)
 		},
@@ -279,6 +285,8 @@ func readStandings(ctx context.Context, app string) ([]elector.Standing, error) 
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, consulPatience, fmt.Errorf("no answer within %s", consulPatience))
+	defer cancel()
 	standings, _, err := elector.Standings(ctx, client, app, 0)
 	return standings, hint.Wrap(err, reachConsul)
 }
@@ -315,7 +323,11 @@ func leaderLine(s elector.Standing) string {
 	if s.Leader == nil {
 		return "nobody leads"
 	}
-	return fmt.Sprintf("%s leads at %s, token %d", shortID(s.Leader.ID), s.Leader.Address, s.Leader.Token)
+	at := ""
+	if s.Leader.Address != "" {
+		at = " at " + s.Leader.Address
+	}
+	return fmt.Sprintf("%s leads%s, token %d", shortID(s.Leader.ID), at, s.Leader.Token)
 }
 
 // shortID shortens an allocation ID the way Nomad prints it, and leaves other names alone.
