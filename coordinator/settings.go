@@ -237,7 +237,7 @@ func (s Settings) check() error {
 	case s.Output.Commit == CommitRename && s.Output.Done == "":
 		return hint.Wrap(errors.New("commit by rename without a folder"), "give --done FOLDER, shared by all nodes; without one use --commit journal, publish or none")
 	case s.Output.Commit == CommitJournal && s.Output.Journal == "":
-		return hint.Wrap(errors.New("commit in a journal without one"), "give --journal consul")
+		return hint.Wrap(errors.New("commit in a journal without one"), "give --journal consul:NAME, broker:NAME or s3://BUCKET/PREFIX")
 	case s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal && s.Output.Commit != CommitPublish && s.Output.Commit != CommitNone:
 		return hint.Wrap(fmt.Errorf("commit %q", s.Output.Commit), "use rename, journal, publish or none")
 	case s.Output.Commit == CommitPublish && s.Output.To == "":

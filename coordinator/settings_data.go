@@ -46,6 +46,11 @@ func (s Settings) checkInput() error {
 
 // checkOutput says what is wrong with where outputs go.
 func (s Settings) checkOutput() error {
+	if s.Output.Commit == CommitJournal {
+		if _, err := parseJournal(s.Output.Journal); err != nil {
+			return err
+		}
+	}
 	if s.Output.Artifacts != "" {
 		if _, err := artifactsBase(s.Output.Artifacts); err != nil {
 			return err

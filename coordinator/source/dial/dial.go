@@ -42,15 +42,10 @@ func Open(ctx context.Context, address string, o source.Options) (source.Source,
 	p := params{u: u, values: u.Query()}
 	switch u.Scheme {
 	case "nats", "tls":
-		c := nats.Config{Credentials: p.text("credentials"), PasswordFile: p.text("password_file"), Replicas: p.number("replicas"), Options: o}
-		if service := serviceOf(u.Hostname()); service != "" {
-			where, err := newCatalog(service)
-			if err != nil {
-				return nil, err
-			}
-			c.Dialer = where
+		c, err := natsConfig(&p, o)
+		if err != nil {
+			return nil, err
 		}
-		c.URL = p.rest()
 		return open(ctx, p, c, nats.Open)
 	case "redis", "rediss":
 		c := redis.Config{Options: o}
@@ -68,6 +63,20 @@ func Open(ctx context.Context, address string, o source.Options) (source.Source,
 		return openKafka(ctx, p, o)
 	}
 	return nil, hint.Wrap(fmt.Errorf("%w: %q is no broker", source.ErrConfig, u.Scheme), "an address begins with one of %s, as in nats://127.0.0.1:4222", Schemes)
+}
+
+// natsConfig reads an address of NATS.
+func natsConfig(p *params, o source.Options) (nats.Config, error) {
+	c := nats.Config{Credentials: p.text("credentials"), PasswordFile: p.text("password_file"), Replicas: p.number("replicas"), Options: o}
+	if service := serviceOf(p.u.Hostname()); service != "" {
+		where, err := newCatalog(service)
+		if err != nil {
+			return c, err
+		}
+		c.Dialer = where
+	}
+	c.URL = p.rest()
+	return c, p.err
 }
 
 // open keeps a nil pointer from becoming a source that is not nil.
