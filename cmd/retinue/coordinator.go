@@ -103,6 +103,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("commit", "where an item's end is decided: rename, journal, publish or none", func(s *coordinator.Settings) *string { return &s.Output.Commit })
 	text("done", "folder of committed outputs, shared by all nodes (commit rename)", func(s *coordinator.Settings) *string { return &s.Output.Done })
 	text("journal", "store of the commit records: consul:NAME, broker:NAME (NATS, Redis) or s3://BUCKET/PREFIX, the same for all coordinators of a queue (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Journal })
+	text("keep", "how long records and outputs are kept, like 7d; default for ever", func(s *coordinator.Settings) *string { return &s.Output.Keep })
 	text("dead", "queue of dead letters; default QUEUE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
 	text("drain-timeout", "how long a stop waits for what runs; below Nomad's kill_timeout", func(s *coordinator.Settings) *string { return &s.Drain })
 	text("cache", "folder of inputs that come from elsewhere; default cache in --work", func(s *coordinator.Settings) *string { return &s.Input.Cache })

@@ -93,10 +93,14 @@ func testPoint(t *testing.T, p Point) {
 	}
 }
 
-func TestRename(t *testing.T) { testPoint(t, Rename{Dir: t.TempDir(), Sync: true}) }
+func TestRename(t *testing.T) {
+	testPoint(t, Rename{Dir: t.TempDir(), Sync: true})
+	testForget(t, Rename{Dir: t.TempDir()})
+}
 func TestJournal(t *testing.T) {
 	kv := &memory{values: map[string][]byte{}}
 	testPoint(t, Journal{kv})
+	testForget(t, Journal{kv})
 	testKV(t, kv)
 }
 
@@ -107,6 +111,7 @@ func TestConsul(t *testing.T) {
 		t.Fatal(err)
 	}
 	testPoint(t, Journal{Consul{client, "retinue/queues/"}})
+	testForget(t, Journal{Consul{client, "retinue/queues/"}})
 	testKV(t, Consul{client, "retinue/queues/"})
 	agent.Kill()
 	if _, err := (Journal{Consul{client, "retinue/queues/"}}).Commit(t.Context(), record("x", "one", item.Done), ""); err == nil {

@@ -122,6 +122,7 @@ func TestRedis(t *testing.T) {
 		"--appendonly", "yes", "--appendfsync", "always", "--save", ""}}, func(ctx context.Context) error { return db.Ping(ctx).Err() })
 	kv := Redis{db, "queue:{r*}:"}
 	testPoint(t, Journal{kv})
+	testForget(t, Journal{kv})
 	testKV(t, kv)
 	survives(t, srv, Journal{kv})
 }
@@ -152,6 +153,7 @@ func TestNATS(t *testing.T) {
 		t.Error("no error")
 	}
 	testPoint(t, Journal{kv})
+	testForget(t, Journal{kv})
 	testKV(t, kv)
 	survives(t, srv, Journal{kv})
 }
@@ -176,6 +178,8 @@ func TestBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	testPoint(t, Journal{b})
+	testForget(t, Journal{b})
+	testForget(t, Artifacts{Point: Journal{Bucket{b.Client, &url.URL{Scheme: "s3", Host: "b", Path: "/records2"}}}, Client: b.Client, Base: &url.URL{Scheme: "s3", Host: "b", Path: "/out"}})
 	testKV(t, b)
 	store.Gate(func(w http.ResponseWriter, r *http.Request) bool {
 		blobtest.Refuse(w, 500, "InternalError")
