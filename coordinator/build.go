@@ -6,8 +6,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"time"
 
 	"retinue/coordinator/commit"
@@ -45,24 +43,6 @@ func (s Settings) records(ctx context.Context) (commit.Point, error) {
 		return commit.Journal{KV: kv}, nil
 	}
 	return nil, nil
-}
-
-// journals is where all journals of Consul lie.
-const journals = "retinue/queues/"
-
-var journalName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
-
-// JournalPrefix is where in Consul's key-value store the records of a journal lie, below it as commit/STAGE/ITEM. "consul" is the journal of
-// all who name none, "consul:NAME" one of its own, which a token can be given the right to alone.
-func JournalPrefix(journal string) (string, error) {
-	store, name, named := strings.Cut(journal, ":")
-	switch {
-	case store != "consul" || named && !journalName.MatchString(name):
-		return "", hint.Wrap(fmt.Errorf("journal %q", journal), "use consul:NAME, the same for all coordinators of a queue")
-	case named:
-		return journals + name + "/", nil
-	}
-	return journals, nil
 }
 
 // NewWorker opens the worker. point is where its outputs go; beat is told of progress.

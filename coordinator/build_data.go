@@ -9,6 +9,7 @@ import (
 
 	"retinue/coordinator/blob"
 	"retinue/coordinator/commit"
+	"retinue/coordinator/source/dial"
 	"retinue/coordinator/worker"
 	"retinue/internal/consulkit"
 	"retinue/internal/hint"
@@ -54,20 +55,42 @@ func (s Settings) artifacts(ctx context.Context, records commit.Point) (commit.P
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if err := a.Probe(ctx); err != nil {
-		return nil, hint.Wrap(fmt.Errorf("write to %s: %w", s.Output.Artifacts, err), "the bucket must exist, and the key in AWS_ACCESS_KEY_ID (or AWS_SHARED_CREDENTIALS_FILE) may put and delete objects below that prefix; AWS_ENDPOINT_URL names a store that is not AWS")
+		return nil, withHint(fmt.Errorf("write to %s: %w", s.Output.Artifacts, err), storeHint)
 	}
 	return a, nil
 }
 
 // openJournal opens the store of the records.
-func (s Settings) openJournal(context.Context) (commit.KV, error) {
-	prefix, err := JournalPrefix(s.Output.Journal)
+func (s Settings) openJournal(ctx context.Context) (commit.KV, error) {
+	j, err := parseJournal(s.Output.Journal)
 	if err != nil {
 		return nil, err
+	}
+	switch j.store {
+	case "broker":
+		return dial.Journal(s.Source.Broker, j.name)
+	case "s3":
+		b := commit.Bucket{Client: blob.NewClient(blob.ReadEnvironment(os.Getenv), nil), Base: j.base}
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		if err := b.Probe(ctx); err != nil {
+			return nil, withHint(fmt.Errorf("try the journal %s: %w", s.Output.Journal, err), storeHint)
+		}
+		return b, nil
 	}
 	client, err := consulkit.New(consulkit.Config{MaxConns: 8})
 	if err != nil {
 		return nil, err
 	}
-	return commit.Consul{Client: client, Prefix: prefix}, nil
+	return commit.Consul{Client: client, Prefix: j.prefix()}, nil
+}
+
+const storeHint = "the bucket must exist, and the key in AWS_ACCESS_KEY_ID (or AWS_SHARED_CREDENTIALS_FILE) may put, get, list and delete objects below that prefix; AWS_ENDPOINT_URL names a store that is not AWS"
+
+// withHint adds a hint to an error that has none.
+func withHint(err error, text string) error {
+	if hint.Of(err) != "" {
+		return err
+	}
+	return hint.Wrap(err, "%s", text)
 }

@@ -73,6 +73,9 @@ type Config struct {
 	// ToClasses is how many classes of priority the next stage has.
 	ToClasses int
 
+	// Keep is how long records and outputs are kept; 0: until somebody deletes them.
+	Keep time.Duration
+
 	// Drain is how long a stop waits for what runs.
 	Drain time.Duration
 }
@@ -106,6 +109,8 @@ func (c Config) Validate() error {
 		return hint.Wrap(fmt.Errorf("%d priority classes", c.Classes), "1 to 10")
 	case c.Aging <= 0:
 		return fmt.Errorf("aging %s is not above 0", c.Aging)
+	case c.Keep != 0 && (c.Keep < time.Hour || c.Keep < c.MaxRuntime || c.Keep < 10*c.Lease):
+		return hint.Wrap(fmt.Errorf("keep %s", c.Keep), "an hour or more, no less than max_runtime (%s) and 10 leases: what a record protects from must not come after it", c.MaxRuntime)
 	case c.Drain < 0:
 		return fmt.Errorf("drain timeout %s is negative", c.Drain)
 	case c.To == c.Queue && c.To != "":

@@ -87,6 +87,9 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 	uploads, endUploads := context.WithCancel(work)
 	defer endUploads()
 	c.uploads = uploads
+	if c.cfg.Keep > 0 {
+		c.working.Go(func() { c.keeper(work) })
+	}
 	stop := ctx.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()

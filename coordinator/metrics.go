@@ -14,8 +14,9 @@ import (
 
 // metrics are what Prometheus sees of a coordinator.
 type metrics struct {
-	registry *prometheus.Registry
-	attempts *prometheus.HistogramVec
+	registry  *prometheus.Registry
+	attempts  *prometheus.HistogramVec
+	forgotten prometheus.Counter
 }
 
 func newMetrics(c *Coordinator) *metrics {
@@ -25,7 +26,8 @@ func newMetrics(c *Coordinator) *metrics {
 	}
 	m := &metrics{registry: prometheus.NewRegistry(), attempts: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "retinue_queue_attempt_seconds",
 		Help: "How long attempts took at the worker, by verdict.", ConstLabels: labels, Buckets: prometheus.ExponentialBuckets(0.001, 4, 12)}, []string{"verdict"})}
-	m.registry.MustRegister(m.attempts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
+	m.forgotten = prometheus.NewCounter(prometheus.CounterOpts{Name: "retinue_queue_records_forgotten_total", Help: "Records of ended items that were removed here, with their files, because keep was over.", ConstLabels: labels})
+	m.registry.MustRegister(m.attempts, m.forgotten, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
 		received: desc("received_total", "Messages taken from the broker."),
 		ended:    desc("ended_total", "Items that ended here, by how.", "state"),
 		failed:   desc("failed_total", "Failed attempts, and failed steps of the infrastructure, by class.", "class"),

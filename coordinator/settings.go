@@ -109,6 +109,7 @@ type OutputSettings struct {
 	Sync      bool   `hcl:"sync,optional"`
 	Journal   string `hcl:"journal,optional"`
 	Artifacts string `hcl:"artifacts,optional"`
+	Keep      string `hcl:"keep,optional"`
 }
 
 // DeadLetterSettings name the queue of dead letters.
@@ -200,7 +201,7 @@ func (s Settings) Config() (Config, error) {
 		NotReady: p.backoff("not_ready", s.Retry.NotReady), Infra: p.backoff("infra", s.Retry.Infra), Lane: Lane(s.Order.OnFail),
 		Rate: p.rate("rate", s.Rate.Queue), KeyRate: p.rate("per_key", s.Rate.PerKey), Burst: max(1, s.Rate.Burst), KeyBurst: max(1, s.Rate.Burst),
 		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Dead: s.DeadLetter.Queue,
-		Drain: p.duration("drain_timeout", s.Drain)}
+		Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
 	if c.Dead == "" {
 		c.Dead = c.Queue + "-dead"
 	}
@@ -237,7 +238,7 @@ func (s Settings) check() error {
 	case s.Output.Commit == CommitRename && s.Output.Done == "":
 		return hint.Wrap(errors.New("commit by rename without a folder"), "give --done FOLDER, shared by all nodes; without one use --commit journal, publish or none")
 	case s.Output.Commit == CommitJournal && s.Output.Journal == "":
-		return hint.Wrap(errors.New("commit in a journal without one"), "give --journal consul")
+		return hint.Wrap(errors.New("commit in a journal without one"), "give --journal consul:NAME, broker:NAME or s3://BUCKET/PREFIX")
 	case s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal && s.Output.Commit != CommitPublish && s.Output.Commit != CommitNone:
 		return hint.Wrap(fmt.Errorf("commit %q", s.Output.Commit), "use rename, journal, publish or none")
 	case s.Output.Commit == CommitPublish && s.Output.To == "":

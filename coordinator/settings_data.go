@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"retinue/coordinator/blob"
 	"retinue/internal/hint"
@@ -46,6 +47,14 @@ func (s Settings) checkInput() error {
 
 // checkOutput says what is wrong with where outputs go.
 func (s Settings) checkOutput() error {
+	if s.Output.Commit == CommitJournal {
+		if _, err := parseJournal(s.Output.Journal); err != nil {
+			return err
+		}
+	}
+	if s.Output.Keep != "" && s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal {
+		return hint.Wrap(fmt.Errorf("keep with commit %s", s.Output.Commit), "there are no records to keep; use commit rename or journal")
+	}
 	if s.Output.Artifacts != "" {
 		if _, err := artifactsBase(s.Output.Artifacts); err != nil {
 			return err
@@ -67,6 +76,23 @@ func artifactsBase(address string) (*url.URL, error) {
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
 	return u, nil
+}
+
+// keep reads "7d", or a duration; "" is for ever.
+func (p *reader) keep(text string) time.Duration {
+	if text == "" {
+		return 0
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseFloat(days, 64)
+		if err == nil && n > 0 && n < 36500 {
+			return time.Duration(n * float64(24*time.Hour))
+		}
+	} else if d, err := time.ParseDuration(text); err == nil && d > 0 {
+		return d
+	}
+	p.fail(hint.Wrap(fmt.Errorf("keep %q is not a time", text), "write it like 7d or 36h; leave it out to keep records for ever"))
+	return 0
 }
 
 // size reads "512MiB"; "" is 0.

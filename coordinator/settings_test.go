@@ -135,7 +135,7 @@ func FuzzParseLines(f *testing.F) {
 
 // A journal has a name, and with it a place that its coordinators alone may be given.
 func TestJournalPrefix(t *testing.T) {
-	for journal, want := range map[string]string{"consul": "retinue/queues/", "consul:thumbs": "retinue/queues/thumbs/", "consul:": "", "consul:a/b": "", "consul:..": "", "etcd": "", "etcd:a": ""} {
+	for journal, want := range map[string]string{"consul": "retinue/queues/", "consul:thumbs": "retinue/queues/thumbs/", "consul:": "", "consul:a/b": "", "consul:..": "", "etcd": "", "etcd:a": "", "broker:a": "", "s3://b/x": ""} {
 		if got, err := JournalPrefix(journal); got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v", journal, got, err)
 		}

@@ -1,11 +1,14 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -394,4 +397,27 @@ func testBrokerOutage(t *testing.T, at clock.Clock, ids ...string) {
 			t.Errorf("%s ran %d times", id, n)
 		}
 	}
+}
+
+func (k *memoryKV) Each(_ context.Context, prefix string, see func(key string) error) error {
+	k.mu.Lock()
+	keys := slices.Sorted(maps.Keys(k.values))
+	k.mu.Unlock()
+	for _, key := range keys {
+		if strings.HasPrefix(key, prefix) {
+			if err := see(key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (k *memoryKV) Delete(_ context.Context, key string, value []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if bytes.Equal(k.values[key], value) {
+		delete(k.values, key)
+	}
+	return nil
 }

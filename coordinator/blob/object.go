@@ -36,18 +36,14 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	text := e.Op + " " + e.Where + ": "
-	switch {
-	case e.Status != 0 && e.Code != "":
-		text += fmt.Sprintf("%d %s", e.Status, e.Code)
-	case e.Status != 0:
-		text += fmt.Sprintf("status %d", e.Status)
+	parts := []string{e.Op + " " + e.Where}
+	if e.Status != 0 {
+		parts = append(parts, strings.TrimSpace(fmt.Sprint(e.Status, " ", e.Code)))
 	}
 	if e.Err != nil {
-		text = strings.TrimSuffix(text+": ", ": : ") + e.Err.Error()
-		text = strings.Replace(text, ": : ", ": ", 1)
+		parts = append(parts, e.Err.Error())
 	}
-	return text
+	return strings.Join(parts, ": ")
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -40,6 +40,9 @@ func (a Artifacts) items(stage, id string) *url.URL {
 	return below(a.Base, stage+"/"+item.FileName(id))
 }
 
+// bucketOf is the bucket that an address lies in.
+func bucketOf(u *url.URL) *url.URL { return &url.URL{Scheme: u.Scheme, Host: u.Host} }
+
 // Commit implements Point.
 func (a Artifacts) Commit(ctx context.Context, rec item.Record, out string) (item.Record, error) {
 	at := a.Place(rec.Stage, rec.ID, rec.Attempt)

@@ -1,8 +1,10 @@
 package commit
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 
@@ -35,18 +37,53 @@ func (c Consul) Create(ctx context.Context, key string, value []byte) ([]byte, e
 	return current, err
 }
 
-// Get implements KV, linearizable: a stale answer would execute an item again.
+// Get implements KV.
 func (c Consul) Get(ctx context.Context, key string) ([]byte, error) {
+	pair, err := c.pair(ctx, key)
+	if err != nil || pair == nil {
+		return nil, err
+	}
+	return pair.Value, nil
+}
+
+// pair reads, linearizable: a stale answer would execute an item again.
+func (c Consul) pair(ctx context.Context, key string) (*api.KVPair, error) {
 	token, err := c.Client.Token()
 	if err != nil {
 		return nil, err
 	}
 	pair, _, err := c.Client.KV().Get(c.Prefix+key, (&api.QueryOptions{Token: token, RequireConsistent: true}).WithContext(ctx))
+	return pair, c.Client.Advice(err)
+}
+
+// Each implements KV. All names come in one answer.
+func (c Consul) Each(ctx context.Context, prefix string, see func(key string) error) error {
+	token, err := c.Client.Token()
 	if err != nil {
-		return nil, c.Client.Advice(err)
+		return err
 	}
-	if pair == nil {
-		return nil, nil
+	keys, _, err := c.Client.KV().Keys(c.Prefix+prefix, "", (&api.QueryOptions{Token: token, RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return c.Client.Advice(err)
 	}
-	return pair.Value, nil
+	for _, key := range keys {
+		if err := see(strings.TrimPrefix(key, c.Prefix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Delete implements KV, if nothing has changed since the look.
+func (c Consul) Delete(ctx context.Context, key string, value []byte) error {
+	pair, err := c.pair(ctx, key)
+	if err != nil || pair == nil || !bytes.Equal(pair.Value, value) {
+		return err
+	}
+	token, err := c.Client.Token()
+	if err != nil {
+		return err
+	}
+	_, _, err = c.Client.KV().DeleteCAS(pair, (&api.WriteOptions{Token: token}).WithContext(ctx))
+	return c.Client.Advice(err)
 }

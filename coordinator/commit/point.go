@@ -33,6 +33,11 @@ type KV interface {
 	Create(ctx context.Context, key string, value []byte) ([]byte, error)
 	// Get returns nil for a key that is absent.
 	Get(ctx context.Context, key string) ([]byte, error)
+	// Each calls see with every key that begins with prefix, which ends with a slash, until see returns an error. What was created before the call is
+	// among them; what is created or deleted meanwhile may be.
+	Each(ctx context.Context, prefix string, see func(key string) error) error
+	// Delete removes a key that has this value; another value, or none, stays as it is.
+	Delete(ctx context.Context, key string, value []byte) error
 }
 
 // MaxRecord is how large a record in a key-value store may be: Consul takes 512 KiB.

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -91,8 +93,16 @@ func testPoint(t *testing.T, p Point) {
 	}
 }
 
-func TestRename(t *testing.T)  { testPoint(t, Rename{Dir: t.TempDir(), Sync: true}) }
-func TestJournal(t *testing.T) { testPoint(t, Journal{&memory{values: map[string][]byte{}}}) }
+func TestRename(t *testing.T) {
+	testPoint(t, Rename{Dir: t.TempDir(), Sync: true})
+	testForget(t, Rename{Dir: t.TempDir()})
+}
+func TestJournal(t *testing.T) {
+	kv := &memory{values: map[string][]byte{}}
+	testPoint(t, Journal{kv})
+	testForget(t, Journal{kv})
+	testKV(t, kv)
+}
 
 func TestConsul(t *testing.T) {
 	agent := consultest.Start(t)
@@ -101,6 +111,8 @@ func TestConsul(t *testing.T) {
 		t.Fatal(err)
 	}
 	testPoint(t, Journal{Consul{client, "retinue/queues/"}})
+	testForget(t, Journal{Consul{client, "retinue/queues/"}})
+	testKV(t, Consul{client, "retinue/queues/"})
 	agent.Kill()
 	if _, err := (Journal{Consul{client, "retinue/queues/"}}).Commit(t.Context(), record("x", "one", item.Done), ""); err == nil {
 		t.Error("committed without Consul")
@@ -257,4 +269,27 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("%s was read and cannot be written: %v", data, err)
 		}
 	})
+}
+
+func (m *memory) Each(_ context.Context, prefix string, see func(key string) error) error {
+	m.mu.Lock()
+	keys := slices.Sorted(maps.Keys(m.values))
+	m.mu.Unlock()
+	for _, key := range keys {
+		if strings.HasPrefix(key, prefix) {
+			if err := see(key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *memory) Delete(_ context.Context, key string, value []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if bytes.Equal(m.values[key], value) {
+		delete(m.values, key)
+	}
+	return nil
 }

@@ -39,15 +39,10 @@ func Open(ctx context.Context, address string, o source.Options) (source.Source,
 	}
 	switch p.URL.Scheme {
 	case "nats", "tls":
-		c := nats.Config{Credentials: p.Text("credentials"), PasswordFile: p.Text("password_file"), Replicas: p.Number("replicas"), Options: o}
-		if service := serviceOf(p.URL.Hostname()); service != "" {
-			where, err := newCatalog(service)
-			if err != nil {
-				return nil, err
-			}
-			c.Dialer = where
+		c, err := natsConfig(p, o)
+		if err != nil {
+			return nil, err
 		}
-		c.URL = p.Rest()
 		return Adapter(ctx, p, c, nats.Open)
 	case "redis", "rediss":
 		c := redis.Config{Options: o}
@@ -66,6 +61,20 @@ func Open(ctx context.Context, address string, o source.Options) (source.Source,
 		return nil, hint.Wrap(fmt.Errorf("%w: this program does not have the broker %s", source.ErrConfig, p.URL.Scheme), "%s", advice)
 	}
 	return nil, hint.Wrap(fmt.Errorf("%w: %q is no broker", source.ErrConfig, p.URL.Scheme), "an address begins with one of %s, as in nats://127.0.0.1:4222", Schemes)
+}
+
+// natsConfig reads an address of NATS.
+func natsConfig(p *Address, o source.Options) (nats.Config, error) {
+	c := nats.Config{Credentials: p.Text("credentials"), PasswordFile: p.Text("password_file"), Replicas: p.Number("replicas"), Options: o}
+	if service := serviceOf(p.URL.Hostname()); service != "" {
+		where, err := newCatalog(service)
+		if err != nil {
+			return c, err
+		}
+		c.Dialer = where
+	}
+	c.URL = p.Rest()
+	return c, p.err
 }
 
 // Elsewhere says what to do about a broker that only the larger program has; "" for any other.

@@ -99,6 +99,9 @@ func (c *Config) connect(ctx context.Context, state func()) (*nats.Conn, error) 
 	return nc, nil
 }
 
+// Connect connects to a server for something else than a queue.
+func Connect(ctx context.Context, c Config) (*nats.Conn, error) { return c.connect(ctx, func() {}) }
+
 // user returns the URL for the client, which takes a user in it for all there is to know: with a password file it stands in an option.
 func (c *Config) user(opts *[]nats.Option) (string, error) {
 	if c.PasswordFile == "" {

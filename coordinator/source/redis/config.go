@@ -81,6 +81,9 @@ func (c *Config) connect() (*redis.Client, error) {
 	return redis.NewClient(o), nil
 }
 
+// Connect returns a client for something else than a queue. It connects when it is used.
+func Connect(c Config) (*redis.Client, error) { return c.connect() }
+
 // declare makes the streams and their group.
 func (c *Config) declare(ctx context.Context, db *redis.Client) error {
 	for class := range c.Classes {
