@@ -37,6 +37,8 @@ func sections() []section {
 			parts: []string{"rounds", "expiry", "scale", "local"}, limit: 12 * time.Minute, quick: 2 * time.Minute, measure: (*rig).leaderElection},
 		{name: "scatter-gather", title: "Scatter/gather", setup: gatherSetup, factsOf: "Ends that are not answers, and memory", factsHead: "retinue gather",
 			parts: gatherParts(), limit: 10 * time.Minute, quick: 2 * time.Minute, measure: (*rig).scatterGather},
+		{name: "work-queue", title: "Work queue", factsOf: "Memory", factsHead: "retinue coordinator",
+			parts: queueParts(), limit: 10 * time.Minute, quick: 3 * time.Minute, measure: (*rig).workQueue},
 	}
 }
 

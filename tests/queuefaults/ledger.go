@@ -140,6 +140,9 @@ func (l *ledger) open() int { l.mu.Lock(); defer l.mu.Unlock(); return l.ready }
 
 func (l *ledger) published() int { l.mu.Lock(); defer l.mu.Unlock(); return len(l.items) }
 
+// broken is how many faults there were.
+func (l *ledger) broken() int { l.mu.Lock(); defer l.mu.Unlock(); return len(l.faults) }
+
 func (l *ledger) kills() (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -43,10 +43,14 @@ type settings struct {
 	Lease  time.Duration
 	Dir    string // of everything; removed by the caller
 
-	Coordinator string  // program: retinue-coordinator
-	Queue       string  // program: retinue-broker
-	Only        *kindOf // the faults of coordinators, in place of all others
-	LongShare   int     // of a thousand items last longer than a lease
+	Coordinator string        // program: retinue-coordinator
+	Queue       string        // program: retinue-broker
+	Only        *kindOf       // the faults of coordinators, in place of all others
+	Faults      int           // of any class, at least
+	LongShare   int           // of a thousand items last longer than a lease
+	Backlog     int           // items that are published ahead of the work; default 2000
+	Pace        float64       // of the faults: 2 waits twice as long between them; default 1
+	Patience    time.Duration // with a world that has been repaired, while nothing moves; default 30 s and 20 leases
 	Log         func(format string, args ...any)
 }
 
@@ -55,6 +59,7 @@ func command() int {
 	items := flag.Int("items", 100000, "stop publishing after so many items")
 	kills := flag.Int("kills", 200, "and go on until so many processes were killed")
 	minutes := flag.Float64("minutes", 15, "or after so many minutes, for each broker")
+	pace := flag.Float64("pace", 2, "times as long between faults as in the short run")
 	which := flag.String("broker", strings.Join(brokers.Kinds(), ","), "brokers to try, separated by commas")
 	out := flag.String("out", "", "document whose sections are replaced, one for each broker; default standard output")
 	bin := flag.String("coordinator", "", "coordinator to try instead of this repository's, for one that is broken on purpose")
@@ -75,7 +80,7 @@ func command() int {
 		}
 		began := time.Now()
 		s := settings{Broker: kind, Seed: *seed, Items: *items, Kills: *kills, Limit: time.Duration(*minutes * float64(time.Minute)), Lease: 3 * time.Second, Dir: dir,
-			LongShare: 2, Log: func(format string, args ...any) {
+			LongShare: 2, Pace: *pace, Log: func(format string, args ...any) {
 				fmt.Fprintf(os.Stderr, "%5.0fs %s: %s\n", time.Since(began).Seconds(), kind, fmt.Sprintf(format, args...))
 			}}
 		r, err := prepared(ctx, s, *bin)

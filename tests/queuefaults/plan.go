@@ -64,10 +64,11 @@ func laneRand(seed uint64, name string) *rand.Rand {
 type lane struct {
 	kind kindOf
 	rand *rand.Rand
+	pace float64 // of the waits
 }
 
-func newLane(seed uint64, name string, kind kindOf) *lane {
-	return &lane{kind, laneRand(seed, name)}
+func newLane(seed uint64, name string, kind kindOf, pace float64) *lane {
+	return &lane{kind, laneRand(seed, name), pace}
 }
 
 func (l *lane) draw(s span) time.Duration {
@@ -79,7 +80,7 @@ func (l *lane) next() fault {
 	for _, w := range l.kind.weights {
 		total += w.weight
 	}
-	f := fault{wait: l.draw(l.kind.wait)}
+	f := fault{wait: time.Duration(l.pace * float64(l.draw(l.kind.wait)))}
 	n := l.rand.IntN(total)
 	for _, w := range l.kind.weights {
 		if n -= w.weight; n < 0 {

@@ -49,7 +49,7 @@ func TestCampaign(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := prepare(t, kind)
-			s.Items, s.Kills, s.Limit = 600, 8, time.Minute
+			s.Items, s.Kills, s.Backlog, s.Limit = 500, 6, 300, time.Minute
 			r, err := run(t.Context(), s)
 			if err != nil {
 				t.Fatal(err)
@@ -71,14 +71,15 @@ var canaries = []struct {
 	name           string
 	file, old, new string
 	faults         []weight // of the coordinators
-	long           int      // of a thousand items
-	promise        string   // that is broken
+	until, items   int
+	long           int    // of a thousand items
+	promise        string // that is broken
 }{
 	{"an ack before the commit", "schedule.go", "	m.emit(fxCall{c.id, tasks})\n", "	for _, it := range items {\n		m.emit(fxAck{[]uint64{it.handle}})\n	}\n	m.emit(fxCall{c.id, tasks})\n",
-		[]weight{{coordKill, 1, span{0, 0.3}}}, 300, noLoss},
+		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, noLoss},
 	{"no fence: the last one wins", "commit/rename.go", "	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {",
-		[]weight{{coordStop, 1, span{2.5, 3.5}}}, 300, oneEffect},
-	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 300, noRerun},
+		[]weight{{coordStop, 1, span{1.8, 2.5}}}, 6, 500, 100, oneEffect},
+	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 0, 250, 300, noRerun},
 }
 
 func TestCanaries(t *testing.T) {
@@ -88,9 +89,9 @@ func TestCanaries(t *testing.T) {
 			s := prepare(t, "redis")
 			s.Coordinator = broken(t, c.file, c.old, c.new)
 			s.Lease, s.LongShare, s.Only = time.Second, c.long, &kindOf{span{0.3, 1}, c.faults}
-			// As long as it takes to see it, within a minute.
+			// As often as it takes to see it.
 			for round := range 8 {
-				s.Seed, s.Items, s.Kills, s.Limit = uint64(round), 250, 0, 20*time.Second
+				s.Seed, s.Items, s.Faults, s.Limit, s.Patience = uint64(round), c.items, c.until, 20*time.Second, 8*time.Second
 				s.Dir = harness.Dir(t, "canary")
 				r, err := run(t.Context(), s)
 				if err != nil {
@@ -139,7 +140,7 @@ func broken(t *testing.T, file, old, new string) string {
 func TestPlan(t *testing.T) {
 	plan := func(seed uint64) (out string) {
 		for name, kind := range map[string]kindOf{"broker": brokerLane} {
-			l := newLane(seed, name, kind)
+			l := newLane(seed, name, kind, 1)
 			for range 100 {
 				out += fmt.Sprintln(l.next())
 			}

@@ -18,6 +18,7 @@ type report struct {
 	Version    string            `json:"version"`
 	Durability string            `json:"durability"`
 	Seed       uint64            `json:"seed"`
+	Pace       float64           `json:"pace"`
 	Date       string            `json:"date"`
 	Commit     string            `json:"commit"`
 	Lease      string            `json:"lease"`
@@ -43,7 +44,7 @@ type report struct {
 }
 
 func newReport(w *world) *report {
-	r := &report{Broker: w.Broker, Version: w.broker.Version, Durability: w.broker.Durability, Seed: w.Seed, Date: time.Now().UTC().Format("2006-01-02"), Commit: w.commit, Lease: w.Lease.String(),
+	r := &report{Broker: w.Broker, Version: w.broker.Version, Durability: w.broker.Durability, Seed: w.Seed, Pace: w.Pace, Date: time.Now().UTC().Format("2006-01-02"), Commit: w.commit, Lease: w.Lease.String(),
 		Faults: map[Class]int{}, Members: map[string]int{}, Broken: map[string]int{}, Machine: map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version()}}
 	for class, n := range w.ledger.counts {
 		r.Faults[class] = n
@@ -143,7 +144,7 @@ func (r *report) markdown() string {
 	p("%s %d items, %d kills and %d stops in %s; lost %d, duplicate effects %d.\n", verdict, r.Items, r.Kills(), r.Stops(), (time.Duration(r.Seconds) * time.Second), r.Broken[noLoss], r.Broken[oneEffect])
 	p("| | |\n|---|---|")
 	p("| broker | %s; %s |", r.Version, r.Durability)
-	p("| again | `go run ./queuefaults -broker %s -seed %d` |", r.Broker, r.Seed)
+	p("| again | `go run ./queuefaults -broker %s -seed %d -pace %g` |", r.Broker, r.Seed, r.Pace)
 	p("| run | %s, commit %s, lease %s, %s CPUs, load at the end %s, %s |", r.Date, r.Commit, r.Lease, r.Machine["cpus"], r.Machine["load at the end"], r.Machine["go"])
 	for _, class := range []Class{workerKill, coordKill, brokerKill, workerStop, coordStop, brokerStop, coordTerm} {
 		p("| %s | %d |", class, r.Faults[class])

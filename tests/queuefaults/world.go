@@ -44,6 +44,15 @@ func run(ctx context.Context, s settings) (*report, error) {
 	if s.Log == nil {
 		s.Log = func(string, ...any) {}
 	}
+	if s.Pace == 0 {
+		s.Pace = 1
+	}
+	if s.Backlog == 0 {
+		s.Backlog = 2000
+	}
+	if s.Patience == 0 {
+		s.Patience = 30*time.Second + 20*s.Lease
+	}
 	w := &world{settings: s, spawn: brokers.NewSpawner(), ledger: newLedger(), commit: commit()}
 	defer w.spawn.Close()
 	var err error
@@ -119,7 +128,10 @@ func (w *world) up() error {
 		case "batch":
 			worker = fmt.Sprintf("url = \"unix://%s/w.sock\"\n    slots = 4\n    batch = 20", dir)
 		case "exec":
-			worker, rate = fmt.Sprintf("command = [%q]\n    slots = 3", self), "rate {\n    queue = \"15/s\"\n  }"
+			worker = fmt.Sprintf("command = [%q]\n    slots = 3", self)
+			if w.Broker != "kafka" { // where it has partitions of its own, nobody else would work for it
+				rate = "rate {\n    queue = \"15/s\"\n  }"
+			}
 		}
 		file := filepath.Join(dir, "queue.hcl")
 		text := fmt.Sprintf(config, dir, w.broker.URL, w.Lease.String(), m.mode, worker, rate, filepath.Join(w.Dir, "done"))
@@ -214,7 +226,7 @@ func (w *world) work(ctx context.Context) (bool, error) {
 	w.startLanes(ctx, lanes, &breaking)
 	breaking.Go(func() { w.report(lanes) })
 	w.publish(publishing, in, 200, w.Items)
-	for publishing.Err() == nil && w.ledger.kills() < w.Kills {
+	for publishing.Err() == nil && (w.ledger.kills() < w.Kills || w.ledger.broken() < w.Faults) {
 		// Faults while nothing is in work would count for nothing: more items, beyond what was asked for.
 		from := w.ledger.published()
 		w.publish(publishing, in, from, from+100)
@@ -231,7 +243,7 @@ func (w *world) work(ctx context.Context) (bool, error) {
 // empty waits until nothing is left in the queue: repeats of what has ended are taken and acknowledged, not executed.
 func (w *world) empty(ctx context.Context, in source.Source) (bool, error) {
 	var d source.Depth
-	for end := time.Now().Add(20*w.Lease + 30*time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(w.Patience); time.Now().Before(end); {
 		var err error
 		if d, err = in.Depth(ctx); err == nil && d.Ready <= 0 && d.InFlight <= 0 && d.Delayed <= 0 {
 			return true, nil
@@ -251,18 +263,18 @@ func (w *world) startLanes(ctx, lanes context.Context, breaking *sync.WaitGroup)
 		coords = *w.Only
 	} else {
 		breaking.Go(func() {
-			w.breakAll(lanes, newLane(w.Seed, "broker", brokerLane), func(f fault) error { return w.breakBroker(ctx, f) })
+			w.breakAll(lanes, newLane(w.Seed, "broker", brokerLane, w.Pace), func(f fault) error { return w.breakBroker(ctx, f) })
 		})
 	}
 	for _, m := range w.coords {
 		if w.Only == nil {
 			breaking.Go(func() {
-				w.breakAll(lanes, newLane(w.Seed, "worker "+m.name, workerLane), func(f fault) error { return w.breakWorker(m, f) })
+				w.breakAll(lanes, newLane(w.Seed, "worker "+m.name, workerLane, w.Pace), func(f fault) error { return w.breakWorker(m, f) })
 			})
 		}
 		if len(coords.weights) > 0 {
 			breaking.Go(func() {
-				w.breakAll(lanes, newLane(w.Seed, "coordinator "+m.name, coords), func(f fault) error { return w.breakCoord(m, f) })
+				w.breakAll(lanes, newLane(w.Seed, "coordinator "+m.name, coords, w.Pace), func(f fault) error { return w.breakCoord(m, f) })
 			})
 		}
 	}
@@ -279,7 +291,7 @@ func (w *world) drained(ctx context.Context) (bool, error) {
 		if open != last {
 			last, since = open, time.Now()
 		}
-		if time.Since(since) > 20*w.Lease+30*time.Second {
+		if time.Since(since) > w.Patience {
 			w.Log("%d items do not end", open)
 			return false, nil
 		}
@@ -289,13 +301,10 @@ func (w *world) drained(ctx context.Context) (bool, error) {
 	}
 }
 
-// backlog is how many items are published ahead of the work.
-const backlog = 2000
-
 // publish publishes items of a range, the same until they are confirmed.
 func (w *world) publish(ctx context.Context, in source.Source, from, to int) {
 	for n := from; n < to && ctx.Err() == nil; {
-		if w.ledger.open() > backlog {
+		if w.ledger.open() > w.Backlog {
 			_ = wait(ctx, 20*time.Millisecond)
 			continue
 		}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// serve is the HTTP worker: it reads the item and answers with two bytes. It knows when an item was published, and tells at /latencies.
+func serve(o options) error {
+	_ = os.Remove(o.listen)
+	l, err := net.Listen("unix", o.listen)
+	if err != nil {
+		return err
+	}
+	var count, held atomic.Int64
+	var mu sync.Mutex
+	var took []int64
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strconv.FormatInt(count.Load(), 10)) })
+	mux.HandleFunc("GET /held", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strconv.FormatInt(held.Load(), 10)) })
+	mux.HandleFunc("GET /latencies", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = json.NewEncoder(w).Encode(took)
+		took = nil
+	})
+	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+		arrived := time.Now().UnixNano()
+		if r.Header.Get("Content-Type") == "application/x-ndjson" {
+			count.Add(answerBatch(w, r.Body))
+			return
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		if o.hold > 0 {
+			held.Add(1)
+			time.Sleep(o.hold)
+		}
+		if at := stamp(body); at > 1e18 { // a time, and no text
+			mu.Lock()
+			took = append(took, arrived-at)
+			mu.Unlock()
+		}
+		count.Add(1)
+		io.WriteString(w, "ok")
+	})
+	return http.Serve(l, mux)
+}
+
+func answerBatch(w http.ResponseWriter, body io.Reader) int64 {
+	var out strings.Builder
+	n, err := verdicts(body, &out)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return 0
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	io.WriteString(w, out.String())
+	return n
+}
+
+// verdicts says of every item of a batch that it is done.
+func verdicts(body io.Reader, out io.Writer) (n int64, err error) {
+	lines := bufio.NewScanner(body)
+	lines.Buffer(make([]byte, 64<<10), 16<<20)
+	for ; lines.Scan(); n++ {
+		var in struct {
+			ID string `json:"id"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &in); err != nil {
+			return n, err
+		}
+		if _, err := fmt.Fprintf(out, "{\"id\":%q,\"verdict\":\"ack\",\"output\":\"ok\"}\n", in.ID); err != nil {
+			return n, err
+		}
+	}
+	return n, lines.Err()
+}
+
+// lines is the worker of mode lines, started for a batch.
+func lines(in io.Reader, out io.Writer) error {
+	buffered := bufio.NewWriter(out)
+	n, err := verdicts(in, buffered)
+	if err := errors.Join(err, buffered.Flush()); err != nil {
+		return err
+	}
+	counter, err := os.OpenFile(os.Getenv("BENCH_COUNT"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = counter.Write(make([]byte, n))
+	return errors.Join(err, counter.Close())
+}
