@@ -23,7 +23,7 @@ plugin: bin/retinue-driver ## the task-driver plugin, in bin/: retinue dev and t
 PLUGINFLAGS := -trimpath
 
 # The inner process must be a cgo build: without, the exec driver would not isolate.
-bin/retinue-driver: $(shell find plugins -name '*.go' -o -name go.mod -o -name go.sum)
+bin/retinue-driver: $(shell find plugins internal/lifecycle -name '*.go' -o -name go.mod -o -name go.sum)
 	@mkdir -p bin
 	cd plugins && CGO_ENABLED=1 go build $(PLUGINFLAGS) -ldflags '-s -w' -o ../bin/retinue-inner ./cmd/retinue-inner
 	cd plugins && $(BUILD) -o ../$@ ./cmd/retinue-driver

@@ -79,9 +79,8 @@ NO_COLOR turns colours off.`,
 		Example: `  retinue dev up                  a local Nomad and Consul, in the background
   retinue demo leader-election    see a pattern work and fail over, in a minute
   retinue doctor                  what is missing on this machine, and what to do`,
-		SilenceErrors:              true,
-		SilenceUsage:               true,
-		SuggestionsMinimumDistance: 2,
+		SilenceErrors: true,
+		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{hint.Wrap(err, "run `%s --help` for the flags and examples", cmd.CommandPath())}
@@ -92,6 +91,7 @@ NO_COLOR turns colours off.`,
 	root.AddCommand(commands()...)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range allCommands(root) {
+		cmd.SuggestionsMinimumDistance = 2
 		envflag.Show(cmd)
 		refuseStrangers(cmd)
 		strictArgs(cmd)
@@ -116,6 +116,8 @@ func commands() []*cobra.Command {
 		newGatherCmd(),
 		newInjectCmd(),
 		newUninjectCmd(),
+		newTaskCmd(),
+		newInitCmd(),
 		newACLCmd(),
 		newDemoAppCmd(),
 		newVersionCmd(),

@@ -160,6 +160,18 @@ func (f fields) has(name string) bool {
 	return true
 }
 
+// off says that a hook was turned off: what it should do is written, and empty. So a variable of a job can leave a hook out.
+func (f fields) off(spec Spec) bool {
+	written := false
+	for _, kind := range spec.Kinds {
+		if f.has(string(kind)) || kind == KindFile {
+			return false
+		}
+		written = written || f.m[string(kind)] != nil
+	}
+	return written
+}
+
 func (f fields) at(name string) string { return f.path + "." + name }
 
 func (f fields) string(name string) string {
@@ -328,6 +340,9 @@ func decodeBlock(p *problems, value any) *Config {
 			continue
 		}
 		h.unknown(schema.Blocks[i])
+		if h.off(spec) {
+			continue
+		}
 		cfg.Hooks[spec.Name] = decodeHook(h, spec)
 		if spec.Name == SaveState {
 			cfg.State = decodeState(h)

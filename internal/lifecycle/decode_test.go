@@ -55,6 +55,11 @@ func TestDecode(t *testing.T) {
 	if cfg, err := Decode(nil); cfg != nil || err != nil {
 		t.Errorf("%v %v", cfg, err)
 	}
+	// What is written and empty turns a hook off.
+	cfg, err = Decode(block2{"pre_stop": block2{"exec": []any{}, "http": nil, "timeout": "3s"}, "drain": block2{"tcp_port": 0}, "ready": block2{"notify": false}, "save_state": block2{"http": ""}})
+	if err != nil || len(cfg.Hooks) != 0 {
+		t.Errorf("%+v %v", cfg, err)
+	}
 	// What is saved is given back, also when the job does not say so.
 	cfg, err = Decode(block2{"save_state": block2{"exec": []any{"dump"}}})
 	if err != nil || cfg.Hooks[RestoreState].Kind != KindFile || cfg.State.Store != "alloc" {
@@ -133,6 +138,9 @@ func TestMeta(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("from meta %+v\nfrom the block %+v", got, want)
+	}
+	if cfg, err := FromMeta(map[string]string{"NOMAD_META_retinue_lifecycle_pre_stop_exec": "", "NOMAD_META_retinue_lifecycle_pre_stop_timeout": "3s", "NOMAD_META_retinue_lifecycle_budget": ""}); err != nil || cfg == nil || len(cfg.Hooks) != 0 {
+		t.Errorf("%+v %v", cfg, err)
 	}
 	_, err = FromMeta(map[string]string{"NOMAD_META_retinue_lifecycle_pre_stop_exce": "x", "NOMAD_META_retinue_lifecycle_budgte": "shared", "NOMAD_META_retinue_lifecycle_post_start_exec": "[x"})
 	for _, part := range []string{"lifecycle.pre_stop.exce", "did you mean exec?", "lifecycle.budgte", "did you mean budget?", "lifecycle.post_start.exec", `["nodetool", "drain"]`} {

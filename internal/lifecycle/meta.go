@@ -25,7 +25,7 @@ func FromMeta(env map[string]string) (*Config, error) {
 		}
 		// Nomad gives every entry twice, as it was written and in capitals; either may be what the job has.
 		key, ok = strings.CutPrefix(strings.ToLower(key), MetaPrefix)
-		if !ok || value == "" {
+		if !ok {
 			continue
 		}
 		place, path := metaPlace(schema, key)
