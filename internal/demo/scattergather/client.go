@@ -153,6 +153,12 @@ func (s summary) quantile(q float64) float64 {
 	return s.latencies[min(len(s.latencies)-1, int(q*float64(len(s.latencies))))]
 }
 
+// slower counts the answers that took longer.
+func (s summary) slower(ms float64) int {
+	i, _ := slices.BinarySearch(s.latencies, ms)
+	return len(s.latencies) - i
+}
+
 func (s summary) String() string {
 	return fmt.Sprintf("%d requests, p50 %.0f ms, p99 %.0f ms, %d failed", s.requests, s.quantile(0.5), s.quantile(0.99), s.failed)
 }
