@@ -133,6 +133,13 @@ func (c *Client) Stats(ctx context.Context, queue string) (st Stats, err error) 
 	return st, err
 }
 
+// Schedules lists what is published at which times.
+func (c *Client) Schedules(ctx context.Context, queue string) ([]ScheduleView, error) {
+	var out Schedules
+	_, err := c.do(ctx, http.MethodGet, queuePath(queue, "/schedules"), nil, nil, &out)
+	return out.Schedules, err
+}
+
 // Steer sends pause, resume or drain, with a reason or a key.
 func (c *Client) Steer(ctx context.Context, queue, verb string, query url.Values) (st Stats, err error) {
 	_, err = c.do(ctx, http.MethodPost, queuePath(queue, ":"+verb)+"?"+query.Encode(), nil, nil, &st)

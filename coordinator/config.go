@@ -73,6 +73,9 @@ type Config struct {
 	// ToClasses is how many classes of priority the next stage has.
 	ToClasses int
 
+	// Schedules publish items at their times.
+	Schedules []Schedule
+
 	// Keep is how long records and outputs are kept; 0: until somebody deletes them.
 	Keep time.Duration
 

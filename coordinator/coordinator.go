@@ -35,6 +35,7 @@ type Coordinator struct {
 	source  source.Source
 	feed    *feed
 	metrics *metrics
+	times   *timetable
 	dead    sync.Mutex // one look at the dead letters at a time
 
 	inbox    chan envelope
@@ -74,6 +75,7 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 	c := &Coordinator{cfg: cfg, parts: parts, source: src, feed: newFeed(), inbox: make(chan envelope, 256), ended: make(chan struct{}), orders: make(chan any, 4), jobs: make(chan func()),
 		m: newMachine(cfg, time.Now, jitter), calls: map[uint64]context.CancelCauseFunc{}, queues: map[string]source.Source{cfg.Queue: src}}
 	c.metrics = newMetrics(c)
+	c.times = newTimetable(c, cfg.Schedules)
 	return c, nil
 }
 
@@ -87,6 +89,11 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 	uploads, endUploads := context.WithCancel(work)
 	defer endUploads()
 	c.uploads = uploads
+	times, endTimes := context.WithCancel(ctx)
+	defer context.AfterFunc(work, endTimes)()
+	for i := range c.cfg.Schedules {
+		c.working.Go(func() { c.times.run(times, i) })
+	}
 	if c.cfg.Keep > 0 {
 		c.working.Go(func() { c.keeper(work) })
 	}

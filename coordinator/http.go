@@ -58,6 +58,7 @@ func (a *handlers) routes() map[string]http.HandlerFunc {
 		"POST /v1/queues/{queue}/items":      a.queue(a.put),
 		"GET /v1/queues/{queue}/items":       a.queue(a.list),
 		"GET /v1/queues/{queue}/stats":       a.queue(a.stats),
+		"GET /v1/queues/{queue}/schedules":   a.queue(a.schedules),
 		"POST /v1/queues/{verb}":             a.verb,
 		"GET /v1/queues/{queue}/dead":        a.queue(a.deadList),
 		"POST /v1/queues/{queue}/dead/retry": a.queue(a.deadRetry),

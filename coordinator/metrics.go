@@ -17,6 +17,7 @@ type metrics struct {
 	registry  *prometheus.Registry
 	attempts  *prometheus.HistogramVec
 	forgotten prometheus.Counter
+	ticks     *prometheus.CounterVec
 }
 
 func newMetrics(c *Coordinator) *metrics {
@@ -27,7 +28,8 @@ func newMetrics(c *Coordinator) *metrics {
 	m := &metrics{registry: prometheus.NewRegistry(), attempts: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "retinue_queue_attempt_seconds",
 		Help: "How long attempts took at the worker, by verdict.", ConstLabels: labels, Buckets: prometheus.ExponentialBuckets(0.001, 4, 12)}, []string{"verdict"})}
 	m.forgotten = prometheus.NewCounter(prometheus.CounterOpts{Name: "retinue_queue_records_forgotten_total", Help: "Records of ended items that were removed here, with their files, because keep was over.", ConstLabels: labels})
-	m.registry.MustRegister(m.attempts, m.forgotten, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
+	m.ticks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "retinue_queue_ticks_total", Help: "Ticks of schedules, by how: published here, elsewhere, failed (tried again), missed.", ConstLabels: labels}, []string{"schedule", "how"})
+	m.registry.MustRegister(m.attempts, m.forgotten, m.ticks, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
 		received: desc("received_total", "Messages taken from the broker."),
 		ended:    desc("ended_total", "Items that ended here, by how.", "state"),
 		failed:   desc("failed_total", "Failed attempts, and failed steps of the infrastructure, by class.", "class"),

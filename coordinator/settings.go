@@ -32,6 +32,7 @@ type Settings struct {
 	Priority   *PrioritySettings   `hcl:"priority,block"`
 	Output     *OutputSettings     `hcl:"output,block"`
 	DeadLetter *DeadLetterSettings `hcl:"dead_letter,block"`
+	Schedules  []ScheduleSettings  `hcl:"schedule,block"`
 }
 
 // SourceSettings say where the broker is.
@@ -212,6 +213,20 @@ func (s Settings) Config() (Config, error) {
 		c.Keys = true
 	case s.Order.Key != "":
 		p.fail(hint.Wrap(fmt.Errorf("order key %q", s.Order.Key), "use message (the message's own key) or header:NAME"))
+	}
+	names := map[string]bool{}
+	for _, block := range s.Schedules {
+		schedule, err := block.schedule()
+		switch {
+		case err != nil:
+			p.fail(err)
+		case names[block.Name]:
+			p.fail(hint.Wrap(fmt.Errorf("two schedules are called %q", block.Name), "the name is in the ids of their items"))
+		case s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal:
+			p.fail(hint.Wrap(fmt.Errorf("schedule %q with commit %s", block.Name, s.Output.Commit), "several coordinators publish a tick once because of its record; use commit rename or journal"))
+		}
+		names[block.Name] = true
+		c.Schedules = append(c.Schedules, schedule)
 	}
 	if p.err != nil {
 		return c, p.err

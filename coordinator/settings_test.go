@@ -88,6 +88,43 @@ func TestReadmeConfiguration(t *testing.T) {
 	}
 }
 
+func TestSchedules(t *testing.T) {
+	for text, want := range map[string]string{
+		`schedule "a" { cron = "30 3 * * 1-5" }`: "",
+		`schedule "a" {
+    cron     = "@daily"
+    zone     = "Europe/Berlin"
+    catch_up = "1h"
+    body     = "x"
+    headers  = { a = "b" }
+  }`: "",
+		`schedule "a" {}`:                                                             "Missing required argument",
+		`schedule "a b" { cron = "@daily" }`:                                          "its name",
+		`schedule "a" { cron = "3 times a day" }`:                                     "cron",
+		`schedule "a" { cron = "@every 5m" }`:                                         "another moment",
+		`schedule "a" { cron = "TZ=UTC 1 1 * * *" }`:                                  "time zone in it",
+		`schedule "a" { cron = "0 0 30 2 *" }`:                                        "never comes",
+		"schedule \"a\" {\ncron = \"@daily\"\nzone = \"Bonn\"\n}":                     "zone \"Bonn\"",
+		"schedule \"a\" {\ncron = \"@daily\"\ncatch_up = \"1y\"\n}":                   "catch_up",
+		"schedule \"a\" {\ncron = \"@daily\"\nheaders = { \"a b\" = \"x\" }\n}":       "header name",
+		"schedule \"a\" { cron = \"@daily\" }\nschedule \"a\" { cron = \"@hourly\" }": "two schedules",
+	} {
+		s := complete(func(*Settings) {})
+		err := s.Decode("q.hcl", []byte("work_queue \"q\" {\n  "+text+"\n}\n"))
+		if err == nil {
+			_, err = s.Config()
+		}
+		if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || hint.Of(err) == "") {
+			t.Errorf("%s: %v (%s)", text, err, hint.Of(err))
+		}
+	}
+	s := complete(func(s *Settings) { s.Output.Commit, s.Output.To = CommitPublish, "n" })
+	s.Schedules = []ScheduleSettings{{Name: "a", Cron: "@daily"}}
+	if _, err := s.Config(); err == nil || !strings.Contains(err.Error(), "commit publish") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestConfigurationErrorsShowTheLine(t *testing.T) {
 	s := DefaultSettings()
 	err := s.Decode("q.hcl", []byte("work_queue \"q\" {\n  worker { slotz = 3 }\n}\n"))
@@ -107,6 +144,7 @@ func TestConfigurationErrorsShowTheLine(t *testing.T) {
 
 func FuzzSettings(f *testing.F) {
 	f.Add("work_queue \"q\" {\n  worker { slots = 3 }\n  rate { queue = \"5/s\" }\n}\n")
+	f.Add("work_queue \"q\" {\n  schedule \"a\" { cron = \"1-5/2 * * * MON\" }\n  output { keep = \"7d\" }\n  input { cache_size = \"1.5GiB\" }\n}\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		s := complete(func(*Settings) {})
 		if err := s.Decode("x.hcl", []byte(text)); err != nil {

@@ -18,6 +18,8 @@ import (
 type Forgetter interface {
 	// Turn says whether the caller is the first to ask in this slot of time.
 	Turn(ctx context.Context, stage, slot string) (bool, error)
+	// Turned says whether somebody has asked in this slot. Slots of a stage before the last one are forgotten.
+	Turned(ctx context.Context, stage, slot string) (bool, error)
 	// Forget removes the records of a stage that ended before a moment and that may says may go, their files first, and returns how
 	// many. What is left half done by a crash is finished by the next call.
 	Forget(ctx context.Context, stage string, before time.Time, may func(item.Record) (bool, error)) (int, error)
@@ -40,6 +42,12 @@ func (j Journal) Turn(ctx context.Context, stage, slot string) (bool, error) {
 		}
 		return err
 	})
+}
+
+// Turned implements Forgetter.
+func (j Journal) Turned(ctx context.Context, stage, slot string) (bool, error) {
+	value, err := j.KV.Get(ctx, "turn/"+stage+"/"+slot)
+	return value != nil, err
 }
 
 // Forget implements Forgetter.
@@ -88,7 +96,22 @@ func (r Rename) Turn(_ context.Context, stage, slot string) (bool, error) {
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}
-	return err == nil, err
+	if err != nil {
+		return false, err
+	}
+	turns, err := filepath.Glob(filepath.Join(dir, turnName+"*"))
+	for _, path := range turns {
+		if filepath.Base(path) != turnName+item.FileName(slot) {
+			err = errors.Join(err, ignoreMissing(os.Remove(path)))
+		}
+	}
+	return true, err
+}
+
+// Turned implements Forgetter.
+func (r Rename) Turned(_ context.Context, stage, slot string) (bool, error) {
+	_, err := os.Stat(filepath.Join(r.Dir, item.FileName(stage), turnName+item.FileName(slot)))
+	return err == nil, ignoreMissing(err)
 }
 
 // Forget implements Forgetter.
@@ -159,6 +182,15 @@ func (a Artifacts) Turn(ctx context.Context, stage, slot string) (bool, error) {
 		return false, nil
 	}
 	return f.Turn(ctx, stage, slot)
+}
+
+// Turned implements Forgetter.
+func (a Artifacts) Turned(ctx context.Context, stage, slot string) (bool, error) {
+	f, ok := a.Point.(Forgetter)
+	if !ok {
+		return false, nil
+	}
+	return f.Turned(ctx, stage, slot)
 }
 
 // Forget implements Forgetter: the uploads of all attempts at an item go, and then its record.

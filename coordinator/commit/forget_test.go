@@ -88,6 +88,11 @@ func testForget(t *testing.T, p interface {
 		if firsts.Load() != 1 {
 			t.Errorf("slot %d: %d were first", slot, firsts.Load())
 		}
+		for s, want := range map[string]bool{fmt.Sprint("t", slot): true, fmt.Sprint("t", slot+1): false, fmt.Sprint("t", slot-1): false} {
+			if turned, err := p.Turned(ctx, "f", s); err != nil || turned != want {
+				t.Errorf("%s turned: %t, %v", s, turned, err)
+			}
+		}
 	}
 }
 
