@@ -65,6 +65,15 @@ func JournalPrefix(journal string) (string, error) {
 	return journals, nil
 }
 
+// LoadPrefix is where in Consul's key-value store the coordinators and the scalers of a job meet.
+func LoadPrefix(load string) (string, error) {
+	store, name, _ := strings.Cut(load, ":")
+	if store != "consul" || !journalName.MatchString(name) {
+		return "", hint.Wrap(fmt.Errorf("load %q", load), "use consul:NAME, the same for the scalers and all coordinators of a job")
+	}
+	return journals + name + "/", nil
+}
+
 // NewWorker opens the worker. point is where its outputs go; beat is told of progress.
 func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)) (worker.Worker, error) {
 	to := s.Output.To != ""
