@@ -49,6 +49,7 @@ func (m *machine) called(now clock.Instant, ev evCalled) {
 		return
 	}
 	delete(m.calls, c.id)
+	m.tally.add(now, c, ev.verdicts)
 	var failed []*held
 	var whole worker.Verdict
 	for i, it := range c.items {

@@ -206,7 +206,7 @@ func (c *Coordinator) Items(ctx context.Context, id string, limit int) (views []
 }
 
 // Beat tells that an attempt makes progress; again: it begins only now.
-func (c *Coordinator) Beat(id string, again bool) { c.post(evBeat{id, again}) }
+func (c *Coordinator) Beat(id string, again bool) { c.post(evBeat{id: id, again: again, claim: again}) }
 
 // open returns the source of a queue to publish to.
 func (c *Coordinator) open(queue string) (source.Source, error) {

@@ -51,6 +51,7 @@ type (
 	evBeat struct {
 		id    string
 		again bool // it begins only now: its time starts again
+		claim bool // it had waited for a worker until now
 	}
 
 	// From people.

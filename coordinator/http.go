@@ -353,7 +353,7 @@ func (a *handlers) callback(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *handlers) extend(w http.ResponseWriter, r *http.Request, id string) {
-	found, err := a.c.ask(r.Context(), envelope{ev: evBeat{id, true}})
+	found, err := a.c.ask(r.Context(), envelope{ev: evBeat{id: id, again: true}})
 	switch {
 	case err != nil:
 		unavailable(w, err)

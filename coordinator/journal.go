@@ -67,3 +67,12 @@ func JournalPrefix(text string) (string, error) {
 	}
 	return j.prefix(), nil
 }
+
+// LoadPrefix is where in Consul's key-value store the coordinators and the scalers of a job meet.
+func LoadPrefix(load string) (string, error) {
+	store, name, _ := strings.Cut(load, ":")
+	if store != "consul" || !journalName.MatchString(name) {
+		return "", hint.Wrap(fmt.Errorf("load %q", load), "use consul:NAME, the same for the scalers and all coordinators of a job")
+	}
+	return journals + name + "/", nil
+}

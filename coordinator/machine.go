@@ -50,6 +50,7 @@ type machine struct {
 	trouble    string // the last of the commit point or the broker
 
 	totals  Totals
+	tally   tally
 	effects []any
 }
 
@@ -81,6 +82,7 @@ type call struct {
 	id       uint64
 	items    []*held
 	started  clock.Instant
+	begun    clock.Instant // by the worker, as far as known
 	wall     time.Time
 	deadline clock.Instant
 	beat     clock.Instant
@@ -312,6 +314,9 @@ func (m *machine) beat(now clock.Instant, ev evBeat) bool {
 		return false
 	}
 	it.call.beat = now
+	if ev.claim {
+		it.call.begun = now
+	}
 	if ev.again {
 		it.call.deadline = now.Add(m.cfg.MaxRuntime)
 	}

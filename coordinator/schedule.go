@@ -264,7 +264,7 @@ func (m *machine) resolve(now clock.Instant) {
 func (m *machine) start(now clock.Instant, items []*held, test *bisection) {
 	m.seq++
 	wall := m.wall()
-	c := &call{id: m.seq, items: items, started: now, wall: wall, deadline: now.Add(m.cfg.MaxRuntime), beat: now, test: test}
+	c := &call{id: m.seq, items: items, started: now, begun: now, wall: wall, deadline: now.Add(m.cfg.MaxRuntime), beat: now, test: test}
 	m.calls[c.id] = c
 	m.callsDue = clock.Min(m.callsDue, m.due(c))
 	if test != nil {

@@ -22,6 +22,7 @@ type Settings struct {
 	Queue      string              `hcl:"queue,label"`
 	Listen     []string            `hcl:"listen,optional"`
 	Drain      string              `hcl:"drain_timeout,optional"`
+	Load       string              `hcl:"load,optional"`
 	Source     *SourceSettings     `hcl:"source,block"`
 	Worker     *WorkerSettings     `hcl:"worker,block"`
 	Input      *InputSettings      `hcl:"input,block"`

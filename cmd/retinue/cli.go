@@ -118,6 +118,7 @@ func commands() []*cobra.Command {
 		newLeaderCmd(),
 		command.New(brokers()),
 		command.NewWorker(),
+		command.NewScaler(brokers()),
 		newQueueCmd(),
 		newGatherCmd(),
 		newInjectCmd(),

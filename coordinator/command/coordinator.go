@@ -112,6 +112,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("cache-size", "what it may hold, like 20GiB", func(s *coordinator.Settings) *string { return &s.Input.CacheSize })
 	text("artifacts", "where the files of outputs are uploaded: s3://BUCKET/PREFIX (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Artifacts })
 	list("allow", "folders, and addresses (https://HOST/PATH, s3://BUCKET/PREFIX), below which an input by reference may lie", func(s *coordinator.Settings) *[]string { return &s.Input.Allow })
+	text("load", "tell the scaler of the workers how the work goes: consul:NAME, NAME being its job", func(s *coordinator.Settings) *string { return &s.Load })
 	list("listen", "where to listen: unix:///path or tcp://127.0.0.1:PORT; default unix://$NOMAD_ALLOC_DIR/tmp/coordinator.sock", func(s *coordinator.Settings) *[]string { return &s.Listen })
 	flags.StringVar(&f.mode, "socket-mode", "0666", "file mode of Unix sockets; 0666 suits an alloc dir, which only the tasks of a group can enter")
 	flags.StringVar(&f.id, "id", "", "name of this coordinator; default ALLOC@HOST")
@@ -188,6 +189,13 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 		return errors.Join(err, w.Close())
 	}
 	log.Info("coordinator started", "queue", cfg.Queue, "id", cfg.ID, "mode", s.Worker.Mode, "commit", s.Output.Commit, "slots", cfg.Slots, "lease", cfg.Lease.String())
+	if s.Load != "" {
+		stop, err := reportLoad(c, s.Load, cfg.Queue, log, os.Getenv)
+		if err != nil {
+			return errors.Join(usageError{err}, closeAll(listeners), w.Close())
+		}
+		defer stop()
+	}
 	err = serveCoordinator(cmd.Context(), c, listeners)
 	log.Info("coordinator stopped")
 	return err

@@ -32,7 +32,7 @@ variable "datacenters" {
 }
 
 variable "count" {
-  description = "Number of workers, each with its coordinator."
+  description = "Number of workers, each with its coordinator. With max_count, the number to begin with."
   type        = number
   default     = 2
 
@@ -40,6 +40,57 @@ variable "count" {
     condition     = var.count >= 0 && floor(var.count) == var.count
     error_message = "The count must be a whole number, 0 or more."
   }
+}
+
+variable "max_count" {
+  description = "Workers at most, when the job is to scale itself by what there is to do. 0: it does not."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.max_count >= 0 && floor(var.max_count) == var.max_count
+    error_message = "The max_count must be a whole number, 0 or more."
+  }
+}
+
+variable "min_count" {
+  description = "Workers at least, when the job scales itself."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.min_count >= 0 && floor(var.min_count) == var.min_count
+    error_message = "The min_count must be a whole number, 0 or more."
+  }
+}
+
+variable "target_drain" {
+  description = "How long it may take to work off what is there: what the number of workers is computed from."
+  type        = string
+  default     = "60s"
+}
+
+variable "scale_cooldown" {
+  description = "How long fewer workers must have been enough before there are fewer."
+  type        = string
+  default     = "60s"
+}
+
+variable "scalers" {
+  description = "Number of scalers, when the job scales itself. One of them leads."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.scalers >= 1 && floor(var.scalers) == var.scalers
+    error_message = "The scalers must be a whole number, 1 or more."
+  }
+}
+
+variable "scaler_resources" {
+  description = "CPU shares in MHz and memory in MB of a scaler."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 50, memory = 96 }
 }
 
 variable "driver" {
@@ -273,6 +324,9 @@ locals {
   own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
   password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
 
+  # Workers come and go by what there is to do.
+  scales = var.max_count > 0
+
   done   = var.done != "" ? var.done : var.volume != "" ? "/shared/done" : ""
   commit = local.done != "" ? "rename" : var.commit
 
@@ -308,8 +362,9 @@ job "work-queue" {
     }
   }
 
+  # Nomad scales no job while a deployment is under way. 0: there is none, and an update replaces all workers at once; each drains.
   update {
-    max_parallel     = 1
+    max_parallel     = local.scales ? 0 : 1
     min_healthy_time = "3s"
     healthy_deadline = "5m"
   }
@@ -392,6 +447,7 @@ job "work-queue" {
         RETINUE_COORDINATOR_COMMIT        = local.commit
         RETINUE_COORDINATOR_DONE          = local.done
         RETINUE_COORDINATOR_JOURNAL       = local.commit == "journal" ? "consul:${var.job_name}" : ""
+        RETINUE_COORDINATOR_LOAD          = local.scales ? "consul:${var.job_name}" : ""
       }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.coordinator_env)
 
       dynamic "template" {
@@ -511,6 +567,111 @@ job "work-queue" {
       resources {
         cpu    = var.worker_resources.cpu
         memory = var.worker_resources.memory
+      }
+    }
+  }
+
+  # As many workers as there is work for. It is no helper of a worker: it has to be there when there is none.
+  dynamic "group" {
+    for_each = local.scales ? ["scaler"] : []
+    labels   = [group.value]
+
+    content {
+      count = var.scalers
+
+      spread {
+        attribute = "${node.unique.id}"
+      }
+
+      network {
+        mode = var.network_mode
+      }
+
+      restart {
+        attempts = 10
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      task "scaler" {
+        driver       = var.driver
+        kill_timeout = "10s"
+
+        # Nomad's socket in the task's secrets, and the token for it.
+        identity {
+          file = true
+        }
+
+        consul {}
+
+        dynamic "config" {
+          for_each = local.docker ? [1] : []
+
+          content {
+            image        = var.retinue_image
+            command      = var.retinue_command
+            args         = ["scaler"]
+            network_mode = local.bridge ? "" : "host"
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
+
+          content {
+            command = var.retinue_command
+            args    = ["scaler"]
+          }
+        }
+
+        env = merge({
+          CONSUL_HTTP_ADDR         = var.consul_http_addr
+          RETINUE_SCALER_QUEUE     = var.job_name
+          RETINUE_SCALER_JOB       = var.job_name
+          RETINUE_SCALER_GROUP     = "worker"
+          RETINUE_SCALER_SLOTS     = "${var.slots}"
+          RETINUE_SCALER_MIN       = "${var.min_count}"
+          RETINUE_SCALER_MAX       = "${var.max_count}"
+          RETINUE_SCALER_TARGET    = var.target_drain
+          RETINUE_SCALER_COOLDOWN  = var.scale_cooldown
+          RETINUE_SCALER_DRAIN     = "${var.drain_seconds}s"
+          RETINUE_SCALER_CLASSES   = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
+          RETINUE_SCALER_LEASE     = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
+          RETINUE_COORDINATOR_ADDR = "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" # retinue queue put, while nobody works
+        }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {})
+
+        dynamic "template" {
+          for_each = local.own_broker ? [1] : []
+
+          content {
+            destination = "secrets/broker-password"
+            perms       = "600"
+            change_mode = "noop"
+            data        = local.password
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.own_broker ? [] : [1]
+
+          content {
+            destination = "secrets/broker.env"
+            perms       = "600"
+            env         = true
+            data        = "RETINUE_SCALER_BROKER=${var.queue_url}"
+          }
+        }
+
+        action "scale" {
+          command = var.retinue_command
+          args    = ["queue", "scale", "--why"]
+        }
+
+        resources {
+          cpu    = var.scaler_resources.cpu
+          memory = var.scaler_resources.memory
+        }
       }
     }
   }

@@ -140,6 +140,8 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"mode=lines":          "must be exec, watch or http",
 		"commit=rename":       "must be journal, publish or none",
 		"volume_type=nfs":     "must be host or csi",
+		"max_count=1.5":       "must be a whole number, 0 or more",
+		"scalers=0":           "must be a whole number, 1 or more",
 	})
 	refuses(t, "work-queue-pipeline", map[string]string{
 		"stages=[]":   "must be at least one",
@@ -326,6 +328,33 @@ func TestWorkQueueShape(t *testing.T) {
 	env := job.TaskGroups[0].Tasks[0].Env
 	if len(job.TaskGroups) != 1 || env["RETINUE_COORDINATOR_COMMIT"] != "rename" || env["RETINUE_COORDINATOR_DONE"] != "/shared/done" || env["RETINUE_COORDINATOR_URL"] != "http://127.0.0.1:9000/" {
 		t.Errorf("%d groups with another broker, a volume and HTTP: %v", len(job.TaskGroups), env)
+	}
+}
+
+// A queue that scales itself: a scaler with an identity, beside the queue and not beside the workers, and no deployments.
+func TestScalingQueueShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=thumbs", "-var", "count=0", "-var", "max_count=8", "-var", "slots=2", "-var", "drain_seconds=7")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if *job.Update.MaxParallel != 0 || len(job.TaskGroups) != 3 || *job.TaskGroups[0].Count != 0 || *job.TaskGroups[1].Name != "scaler" || *job.TaskGroups[1].Count != 1 {
+		t.Fatalf("max_parallel %d, %d groups", *job.Update.MaxParallel, len(job.TaskGroups))
+	}
+	if env := job.TaskGroups[0].Tasks[0].Env; env["RETINUE_COORDINATOR_LOAD"] != "consul:thumbs" {
+		t.Errorf("the coordinator's environment is %v", env)
+	}
+	scaler := job.TaskGroups[1].Tasks[0]
+	if scaler.Identity == nil || !scaler.Identity.File || scaler.Consul == nil || len(scaler.Actions) != 1 {
+		t.Errorf("the scaler: identity %+v, Consul %v, actions %v", scaler.Identity, scaler.Consul, scaler.Actions)
+	}
+	for name, want := range map[string]string{"QUEUE": "thumbs", "JOB": "thumbs", "GROUP": "worker", "SLOTS": "2", "MIN": "0", "MAX": "8", "TARGET": "60s", "DRAIN": "7s"} {
+		if got := scaler.Env["RETINUE_SCALER_"+name]; got != want {
+			t.Errorf("RETINUE_SCALER_%s is %q", name, got)
+		}
+	}
+	if job, complaint = parse(t, spec); job == nil || *job.Update.MaxParallel != 1 || len(job.TaskGroups) != 2 {
+		t.Errorf("a queue that does not scale itself: %s", complaint)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclwrite"
 
 	"retinue/coordinator"
+	"retinue/coordinator/scale"
 	"retinue/elector"
 	"retinue/gather"
 	"retinue/internal/devcluster"
@@ -243,6 +244,38 @@ func TestPolicyIsTheCoordinatorsOwn(t *testing.T) {
 	}
 	if got, want := rules(t, policy.Rules), rules(t, coordinator.ACL("terraform-queue")); !slices.Equal(got, want) {
 		t.Errorf("the module gives %v, the coordinators ask for %v", got, want)
+	}
+}
+
+// The same for its scalers, at Consul and at Nomad.
+func TestPolicyIsTheScalersOwn(t *testing.T) {
+	const job = "terraform-scaler"
+	apply := func(module string) *harness.Cluster {
+		tf, c := onCluster(t, module)
+		args := []string{"-auto-approve", "-var", "pattern=scaler", "-var", "job_name=" + job}
+		tf.run("init")
+		t.Cleanup(func() { tf.run(append([]string{"destroy"}, args...)...) })
+		tf.run(append([]string{"apply"}, args...)...)
+		if out, err := tf.exec("plan", "-detailed-exitcode", "-var", "pattern=scaler", "-var", "job_name="+job); err != nil {
+			t.Errorf("%s: the second plan is not empty: %v\n%s", module, err, out)
+		}
+		return c
+	}
+	c := apply("modules/consul-acl")
+	policy, _, err := c.Consul.ACL().PolicyReadByName(scale.RoleName(job), nil)
+	if err != nil || policy == nil {
+		t.Fatalf("policy %v, %v", policy, err)
+	}
+	if got, want := rules(t, policy.Rules), rules(t, scale.ACL(job)); !slices.Equal(got, want) {
+		t.Errorf("the module gives %v, the scalers ask for %v", got, want)
+	}
+	apply("modules/nomad-acl")
+	at, _, err := c.Nomad.ACLPolicies().Info(scale.RoleName(job), nil)
+	if err != nil || at.JobACL == nil || at.JobACL.JobID != job || at.JobACL.Group != "scaler" || at.JobACL.Task != "scaler" {
+		t.Fatalf("policy %+v, %v", at, err)
+	}
+	if got, want := rules(t, at.Rules), rules(t, scale.NomadACL("default")); !slices.Equal(got, want) {
+		t.Errorf("the module gives %v, the scalers ask for %v", got, want)
 	}
 }
 

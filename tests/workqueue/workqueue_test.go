@@ -96,7 +96,11 @@ func (q *queue) retinue(group, stdin string, args ...string) (out string) {
 		if len(up) == 0 {
 			return fmt.Errorf("nothing of group %s runs", group)
 		}
-		cmd := exec.CommandContext(ctx, harness.NomadBinary(q.t), append([]string{"alloc", "exec", "-i", "-t=false", "-task", "coordinator", up[0].ID, q.command()}, args...)...)
+		task := "coordinator"
+		if group == "scaler" {
+			task = group
+		}
+		cmd := exec.CommandContext(ctx, harness.NomadBinary(q.t), append([]string{"alloc", "exec", "-i", "-t=false", "-task", task, up[0].ID, q.command()}, args...)...)
 		cmd.Env, cmd.Stdin = q.c.EnvList(), strings.NewReader(stdin)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -48,6 +48,30 @@ locals {
         policy = "read"
       }
     EOT
+
+    # What the scalers of a work queue do: they agree on one of them by a session, of
+    # a node that has no agent, read what the coordinators report, and remove what
+    # dead ones left.
+    scaler = <<-EOT
+      key_prefix "retinue/queues/${var.job_name}/scaler/" {
+        policy = "write"
+      }
+      key_prefix "retinue/queues/${var.job_name}/load/" {
+        policy = "write"
+      }
+      session "retinue-scalers" {
+        policy = "write"
+      }
+      node "retinue-scalers" {
+        policy = "write"
+      }
+      service "${var.job_name}-broker" {
+        policy = "read"
+      }
+      node_prefix "" {
+        policy = "read"
+      }
+    EOT
   }
 }
 

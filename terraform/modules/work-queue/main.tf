@@ -5,6 +5,10 @@ locals {
     for name, value in {
       datacenters           = jsonencode(var.datacenters)
       count                 = jsonencode(var.replicas)
+      max_count             = jsonencode(var.max_count)
+      min_count             = jsonencode(var.min_count)
+      scalers               = jsonencode(var.scalers)
+      scaler_resources      = jsonencode(var.scaler_resources)
       slots                 = jsonencode(var.slots)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
@@ -31,6 +35,8 @@ locals {
     retinue_image      = var.retinue_image
     retinue_command    = var.retinue_command
     queue_url          = var.queue_url
+    target_drain       = var.target_drain
+    scale_cooldown     = var.scale_cooldown
     mode               = var.mode
     max_runtime        = var.max_runtime
     to                 = var.to

@@ -27,7 +27,7 @@ variable "datacenters" {
 }
 
 variable "replicas" {
-  description = "Number of workers, each with its coordinator."
+  description = "Number of workers, each with its coordinator. With max_count, the number to begin with."
   type        = number
   default     = 2
 
@@ -36,6 +36,63 @@ variable "replicas" {
     error_message = "The replicas must be a whole number, 0 or more."
   }
   nullable = false
+}
+
+variable "max_count" {
+  description = "Workers at most, when the job is to scale itself by what there is to do. 0: it does not."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.max_count >= 0 && floor(var.max_count) == var.max_count
+    error_message = "The max_count must be a whole number, 0 or more."
+  }
+  nullable = false
+}
+
+variable "min_count" {
+  description = "Workers at least, when the job scales itself."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.min_count >= 0 && floor(var.min_count) == var.min_count
+    error_message = "The min_count must be a whole number, 0 or more."
+  }
+  nullable = false
+}
+
+variable "target_drain" {
+  description = "How long it may take to work off what is there: what the number of workers is computed from."
+  type        = string
+  default     = "60s"
+  nullable    = false
+}
+
+variable "scale_cooldown" {
+  description = "How long fewer workers must have been enough before there are fewer."
+  type        = string
+  default     = "60s"
+  nullable    = false
+}
+
+variable "scalers" {
+  description = "Number of scalers, when the job scales itself. One of them leads."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.scalers >= 1 && floor(var.scalers) == var.scalers
+    error_message = "The scalers must be a whole number, 1 or more."
+  }
+  nullable = false
+}
+
+variable "scaler_resources" {
+  description = "CPU shares in MHz and memory in MB of a scaler."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 50, memory = 96 }
+  nullable    = false
 }
 
 variable "driver" {

@@ -62,7 +62,10 @@ func (p *nomadProvider) Configure(ctx context.Context, req provider.ConfigureReq
 }
 
 func (p *nomadProvider) Resources(context.Context) []func() resource.Resource {
-	return []func() resource.Resource{func() resource.Resource { return &nomadJob{binary: p.binary} }}
+	return []func() resource.Resource{
+		func() resource.Resource { return &nomadJob{binary: p.binary} },
+		func() resource.Resource { return &nomadPolicy{} },
+	}
 }
 
 func (p *nomadProvider) DataSources(context.Context) []func() datasource.DataSource { return nil }

@@ -1,0 +1,28 @@
+locals {
+  # Each pattern's helper is a task of this name, in a group of this name, in its jobspec.
+  task  = var.task == "" ? var.pattern : var.task
+  group = var.group == "" ? local.task : var.group
+
+  rules = {
+    # What the scalers of a work queue do: they see the count of their job, and change it.
+    scaler = ["list-jobs", "read-job-scaling", "scale-job"]
+  }
+}
+
+resource "nomad_acl_policy" "helper" {
+  name        = "retinue-${local.task}-${var.job_name}"
+  description = "The ${local.task} of the Nomad job ${var.job_name}."
+
+  rules_hcl = <<-EOT
+    namespace "${var.namespace}" {
+      capabilities = ${jsonencode(local.rules[var.pattern])}
+    }
+  EOT
+
+  job_acl {
+    namespace = var.namespace
+    job_id    = var.job_name
+    group     = local.group
+    task      = local.task
+  }
+}
