@@ -299,7 +299,7 @@ func (g *gathering) again(s *shard, r *result) bool {
 	case r.outcome != unreached && !(g.replay() && (r.outcome == pushedBack || r.outcome == broken)):
 		return false
 	}
-	return g.retry(s, r.end) == sent
+	return g.retry(s, r.end, false) == sent
 }
 
 func (s *shard) used() []*replica {

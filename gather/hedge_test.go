@@ -154,7 +154,7 @@ func TestNoHedgeAfterPushback(t *testing.T) {
 	warm(t, r)
 	busy.set(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "10"); w.WriteHeader(503) })
 	slow.set(func(w http.ResponseWriter, req *http.Request) {
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(250 * time.Millisecond) // hedged, and overdue
 		io.WriteString(w, "x")
 	})
 	eventually(t, "the busy replica has pushed back", func() bool { r.get(t, "/"); return r.replica(busy).pushback.Load() != 0 })

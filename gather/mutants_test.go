@@ -33,6 +33,7 @@ var mutants = []struct {
 	{"calls that wait for a dead replica until it is ejected", "overdue.go", "max(fewTokens, cfg.Eject.Consecutive*cfg.Shards)", "map[bool]int{false: max(fewTokens, cfg.Eject.Consecutive*cfg.Shards), true: fewTokens}[MUTANT]", "TestFrozenReplica/too_few_calls"},
 	{"calls of an ejected replica that wait for a budget", "overdue.go", "	return s.attempts[len(s.attempts)-1].replica.ejected() &&", "	return !MUTANT && s.attempts[len(s.attempts)-1].replica.ejected() &&", "TestFrozenReplica/a_root"},
 	{"retries without a budget", "overdue.go", "if !spend(now) {", "if !MUTANT && !spend(now) {", "TestOutageIsNotMultiplied"},
+	{"an overdue call to a replica that pushed back", "overdue.go", "overdue && next.asked(now)", "!MUTANT && overdue && next.asked(now)", "TestNoHedgeAfterPushback"},
 	{"a write that is sent again", "overdue.go", "return g.root.cfg.Hedge.Methods[g.req.method]", "return MUTANT || g.root.cfg.Hedge.Methods[g.req.method]", "TestAWriteIsNotSentTwice"},
 	{"a client that loosens the policy", "policy.go", "p.MinCoverage = max(p.MinCoverage, coverage)", "p.MinCoverage = max(p.MinCoverage, coverage); if MUTANT { p.MinCoverage = coverage }", "TestPolicyMet"},
 	{"a half answer that looks whole", "http.go", "			a.finish(http.StatusBadGateway, \"merge_failed\")\n			panic(", "			a.finish(http.StatusBadGateway, \"merge_failed\")\n			if MUTANT { return }\n			panic(", "TestLargeMergedAnswer"},

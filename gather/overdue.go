@@ -69,7 +69,7 @@ func (g *gathering) lookAfter(now clock.Instant) time.Duration {
 				next = min(next, left)
 			}
 		}
-		if !young && g.replay() && g.retry(s, now) == starved {
+		if !young && g.replay() && g.retry(s, now, true) == starved {
 			next = min(next, g.patience/4) // others earn tokens meanwhile, and its replica may be ejected
 		}
 	}
@@ -93,13 +93,14 @@ const (
 	hopeless         // it was tried often enough, or there is no other replica
 )
 
-// retry sends a shard's call to another replica, if it may.
-func (g *gathering) retry(s *shard, now clock.Instant) retried {
+// retry sends a shard's call to another replica, if it may. One that is overdue may still be answered: it does not go to a replica that
+// asked to be left alone.
+func (g *gathering) retry(s *shard, now clock.Instant, overdue bool) retried {
 	if s.retries >= maxRetries || g.root.cfg.Retry == 0 {
 		return hopeless
 	}
 	next := s.pool.pick(now, retry, s.used(), rand.Uint64())
-	if next == nil {
+	if next == nil || overdue && next.asked(now) {
 		return hopeless
 	}
 	if !s.orphaned(next) {

@@ -36,7 +36,7 @@ func (p *pool) pick(now clock.Instant, why purpose, used []*replica, rnd uint64)
 			continue
 		}
 		until := clock.Instant(r.outUntil.Load())
-		asked := clock.Instant(r.pushback.Load()) > now // to be left alone
+		asked := r.asked(now)
 		switch {
 		case why == hedge && asked:
 		case until == 0 && !asked && ins < maxCandidates:

@@ -71,6 +71,9 @@ func (r *replica) silent(now clock.Instant) time.Duration {
 	return now.Sub(clock.Instant(r.heard.Load()))
 }
 
+// asked says that it asked to be left alone.
+func (r *replica) asked(now clock.Instant) bool { return clock.Instant(r.pushback.Load()) > now }
+
 func (r *replica) ejected() bool { return r.outUntil.Load() != 0 }
 
 // pool holds the replicas of one shard.
