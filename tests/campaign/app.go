@@ -420,8 +420,16 @@ func (c *candidacy) renew(ctx context.Context, token uint64, finish func()) {
 	case g.Status == http.StatusOK:
 		c.extend(token, g.Deadline)
 	case g.Status == http.StatusConflict:
+		c.refused(token)
 		finish()
 	}
+}
+
+// refused notes that the elector answered 409: news of a loss, as an event is.
+func (c *candidacy) refused(token uint64) {
+	ev := event{name: "lost"}
+	ev.data.Token, ev.data.Reason = token, "refused"
+	c.heard(ev)
 }
 
 // hold keeps the tether open. A stream that breaks without the word "lost" is an elector that died: the lease goes on, and so may
@@ -439,7 +447,11 @@ func (c *candidacy) hold(ctx context.Context, token uint64, finish func()) {
 				finish()
 			}
 		})
-		if err == nil && status == http.StatusConflict || errors.Is(err, context.Canceled) {
+		conflict := err == nil && status == http.StatusConflict
+		if conflict {
+			c.refused(token)
+		}
+		if conflict || errors.Is(err, context.Canceled) {
 			finish()
 			return
 		}
