@@ -127,6 +127,12 @@ func (c *Config) finish() error {
 		for shard := range c.Static {
 			c.Shards = max(c.Shards, shard+1)
 		}
+		for shard := range min(c.Shards, maxShards) {
+			if len(c.Static[shard]) == 0 && c.Service == "" {
+				return hint.Wrap(fmt.Errorf("shard %d has no leaf, shard %d has", shard, c.Shards-1),
+					"shards are counted from 0; where one is to be reported as missing, say how many there are: --shards %d", c.Shards)
+			}
+		}
 	}
 	if c.Merge.Kind == MergeFirst {
 		c.Policy, c.WaitMin, c.WaitMax = Policy{Kind: PolicyQuorum, Quorum: 1}, 0, 0 // any one answer is the answer

@@ -67,6 +67,7 @@ func TestWrongSettings(t *testing.T) {
 		"no leaves":         func(s *Settings) { s.Leaf.Static = nil },
 		"service, no count": func(s *Settings) { s.Leaf.Static, s.Leaf.Service = nil, "x" },
 		"shard above":       func(s *Settings) { s.Leaf.Shards = 1 },
+		"a gap":             func(s *Settings) { s.Leaf.Static = []string{"0=http://127.0.0.1:1", "2=http://127.0.0.1:1"} },
 		"leaf":              func(s *Settings) { s.Leaf.Static = []string{"0=127.0.0.1:1"} },
 		"leaf https":        func(s *Settings) { s.Leaf.Static = []string{"0=https://127.0.0.1:1"} },
 		"weight":            func(s *Settings) { s.Leaf.Weights = []string{"0=0"} },

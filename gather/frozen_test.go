@@ -28,6 +28,7 @@ import (
 // pipes is a network inside a bubble.
 type pipes struct {
 	dial map[string]chan net.Conn
+	gone map[string]*atomic.Bool // nobody answers there: a dial runs into its timeout
 }
 
 type pipeListener struct {
@@ -53,6 +54,7 @@ type bubbleLeaf struct {
 	url     string
 	takes   atomic.Int64 // for one answer
 	frozen  atomic.Bool
+	gone    atomic.Bool // with its machine: it takes no connections either
 	calls   atomic.Int64
 	waiting atomic.Int64 // calls that it does not answer
 }
@@ -84,7 +86,7 @@ type bubbleWorld struct {
 func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings), test func(t *testing.T, w *bubbleWorld)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &bubbleWorld{}
-		network := pipes{map[string]chan net.Conn{}}
+		network := pipes{map[string]chan net.Conn{}, map[string]*atomic.Bool{}}
 		s := DefaultSettings()
 		for shard := range shards {
 			var pair []*bubbleLeaf
@@ -96,7 +98,7 @@ func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings
 				pair = append(pair, l)
 				urls += "," + l.url
 				ln := &pipeListener{addr: host, conns: make(chan net.Conn), closed: make(chan struct{})}
-				network.dial[host] = ln.conns
+				network.dial[host], network.gone[host] = ln.conns, &l.gone
 				srv := &http.Server{Handler: l}
 				go srv.Serve(ln)
 				defer srv.Close()
@@ -117,6 +119,13 @@ func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings
 			to, ok := network.dial[addr]
 			if !ok {
 				return nil, errors.New("no such leaf: " + addr)
+			}
+			if network.gone[addr].Load() {
+				select {
+				case <-time.After(5 * time.Second):
+				case <-ctx.Done():
+				}
+				return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
 			}
 			ours, theirs := net.Pipe()
 			select {
@@ -174,9 +183,10 @@ func (w *bubbleWorld) calls() (n int64) {
 	return n
 }
 
-func (w *bubbleWorld) freeze(on bool) {
+func (w *bubbleWorld) freeze(on, gone bool) {
 	for _, pair := range w.leaves {
 		pair[0].frozen.Store(on)
+		pair[0].gone.Store(gone)
 	}
 }
 
@@ -189,6 +199,7 @@ func TestFrozenReplica(t *testing.T) {
 		warm            int // requests of each client before
 		idle            time.Duration
 		change          func(*Settings)
+		gone            bool
 		most            time.Duration // that a request may take
 	}{
 		"few shards":                       {shards: 4, clients: 8, warm: 40, most: time.Second},
@@ -197,6 +208,7 @@ func TestFrozenReplica(t *testing.T) {
 		"after an idle minute":             {shards: 10, clients: 30, warm: 5, idle: time.Minute, most: time.Second},
 		"a root that has measured nothing": {shards: 10, clients: 40, change: func(s *Settings) { s.Retry.Budget = "1%" }, most: deadline * 2 / 3},
 		"too few calls for an ejection":    {shards: 30, clients: 2, most: deadline * 2 / 3},
+		"their machine is gone":            {shards: 10, clients: 8, warm: 20, gone: true, most: time.Second},
 		"without hedging":                  {shards: 10, clients: 8, warm: 40, change: func(s *Settings) { s.Hedge.Budget = "0%" }, most: deadline * 2 / 3},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -212,7 +224,7 @@ func TestFrozenReplica(t *testing.T) {
 				time.Sleep(c.idle)
 				go func() {
 					time.Sleep(time.Millisecond) // with everything under way
-					w.freeze(true)
+					w.freeze(true, c.gone)
 				}()
 				took := w.clients(t, c.clients, 10, 0)
 				if slowest := took[len(took)-1]; slowest > c.most {
@@ -228,7 +240,7 @@ func TestFrozenReplica(t *testing.T) {
 						t.Errorf("%d calls still wait for the frozen replica of shard %d", n, shard)
 					}
 				}
-				w.freeze(false)
+				w.freeze(false, false)
 				w.clients(t, 1, 40, 2*time.Second)
 				if _, out := w.root.fleet.count(); out != 0 {
 					t.Errorf("%d replicas did not come back", out)
