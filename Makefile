@@ -5,7 +5,7 @@ RETINUE := bin/retinue
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
 SOURCES := $(shell find . -path ./tests -prune -o -path ./plugins -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
 
-.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults generate clean
+.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults faults-queue generate clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench: $(RETINUE) tools ## the patterns beside their peers, in one run; writes B
 
 faults: $(RETINUE) tools ## ten thousand seeded faults against leader election, judged by its history (some 40 minutes)
 	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./campaign -faults 10000 -minutes 60 -out ../docs/reports/leader-election-faults.md
+
+faults-queue: ## a hundred thousand items and hundreds of kills on each broker of the work queue, judged by their history (some 50 minutes)
+	cd tests && go run ./queuefaults -seed 20261129 -items 100000 -kills 200 -minutes 15 -out ../docs/reports/work-queue-faults.md
 
 generate: ## refresh what is generated: module copies of jobspecs, golden files
 	cd tests && go generate ./...

@@ -138,11 +138,12 @@ func TestOverheadTargets(t *testing.T) {
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ section, only, want string }{
-		{"", "", "leader-election scatter-gather"},
+		{"", "", "leader-election scatter-gather work-queue"},
 		{"scatter-gather", "", "scatter-gather"},
 		{"", "tail,leaves", "scatter-gather"},
 		{"", "local,tail", "leader-election scatter-gather"},
 		{"leader-election", "tail", "error"},
+		{"", "inflight", "work-queue"},
 		{"", "nothing", "error"},
 		{"nothing", "", "error"},
 	} {

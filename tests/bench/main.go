@@ -1,13 +1,14 @@
 // Command bench measures the patterns side by side with their peers, in one
 // run, with real processes. Leader election: the elector, `consul lock`,
 // consul/api's Lock, `nomad var lock` and etcd's Election. Scatter/gather: the
-// root, a bare fan-out in Go, hedgedhttp and failsafe-go. It writes a section of
+// root, a bare fan-out in Go, hedgedhttp and failsafe-go. Work queue: the
+// coordinator, loops written by hand, asynq and Celery. It writes a section of
 // BENCHMARKS.md for each, the plots of docs/plots and, on request, JSON.
 //
 // It promises that the contenders take turns, so that the machine's noise hits
 // them alike; that every process it starts is gone when it ends, also when it
-// is killed; and that its time is bounded: -quick below two minutes a section,
-// the full run below twelve for leader election and ten for scatter/gather.
+// is killed; and that its time is bounded: -quick below three minutes a section,
+// the full run below twelve for leader election and ten for each of the others.
 package main
 
 import (
@@ -41,7 +42,7 @@ func main() {
 		exit(runLock(os.Args[2:]))
 	}
 	var o options
-	flag.BoolVar(&o.quick, "quick", false, "fewer repetitions, below two minutes a section")
+	flag.BoolVar(&o.quick, "quick", false, "fewer repetitions, below three minutes a section")
 	flag.IntVar(&o.n, "n", 0, "rounds of the actions that take milliseconds in leader-election (default 200, with -quick 6)")
 	flag.StringVar(&o.out, "out", "", "document whose sections are replaced (default BENCHMARKS.md of the repository, with -only none)")
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON: a list with an object for each section")

@@ -117,7 +117,7 @@ func (r *rig) workQueue(ctx context.Context, o options, want func(string) bool, 
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
-	report.Targets = append(q.judged(want), q.targets...)
+	report.Targets = append(q.judged(), q.targets...)
 	report.Missing = append(report.Missing, "losses, duplicate effects, redelivery: the fault campaign (docs/reports/work-queue-faults.md) is about those",
 		"dispatch mode beside a raw dispatch loop, and scaling from zero: they need a cluster",
 		"Faktory, Temporal, SQS with Batch: they cannot be run here")
@@ -125,7 +125,7 @@ func (r *rig) workQueue(ctx context.Context, o options, want func(string) bool, 
 }
 
 // judged holds the rates against the promises.
-func (q *queueRig) judged(want func(string) bool) (targets []Target) {
+func (q *queueRig) judged() (targets []Target) {
 	ratio := func(what, table, ours, peer string, least float64) {
 		mine, theirs := q.rates[table][ours], q.rates[table][peer]
 		if mine == 0 || theirs == 0 {

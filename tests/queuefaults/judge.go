@@ -110,16 +110,25 @@ func (w *world) judge() (*report, error) {
 	if err != nil {
 		return nil, err
 	}
+	broke, err := w.broker.OwnErrors()
+	if err != nil {
+		return nil, err
+	}
 	w.ledger.mu.Lock()
 	defer w.ledger.mu.Unlock()
 	r := newReport(w)
+	faults := w.ledger.faults
+	for _, at := range broke {
+		r.Faults[ownError]++
+		faults = append(faults, event{class: ownError, from: at.Add(-w.Lease), to: at})
+	}
 	for id, h := range w.ledger.items {
 		rec, err := record(w.Dir, id)
 		if err != nil {
 			return nil, err
 		}
 		r.count(h, rec, ran[id])
-		for _, f := range judgeItem(id, h, rec, ran[id], w.Lease, w.ledger.faults, w.ledger.late) {
+		for _, f := range judgeItem(id, h, rec, ran[id], w.Lease, faults, w.ledger.late) {
 			r.Findings = append(r.Findings, f)
 			r.Broken[f.Promise]++
 		}

@@ -19,6 +19,7 @@ const (
 	coordTerm  Class = "coordinator restarted by SIGTERM"
 	brokerKill Class = "broker killed"
 	brokerStop Class = "broker stopped"
+	ownError   Class = "the broker's own error" // nobody's doing here
 )
 
 func (c Class) kill() bool { return c == workerKill || c == coordKill || c == brokerKill }

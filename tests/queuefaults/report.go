@@ -146,6 +146,9 @@ func (r *report) markdown() string {
 	p("| broker | %s; %s |", r.Version, r.Durability)
 	p("| again | `go run ./queuefaults -broker %s -seed %d -pace %g` |", r.Broker, r.Seed, r.Pace)
 	p("| run | %s, commit %s, lease %s, %s CPUs, load at the end %s, %s |", r.Date, r.Commit, r.Lease, r.Machine["cpus"], r.Machine["load at the end"], r.Machine["go"])
+	if n := r.Faults[ownError]; n > 0 {
+		p("| parts of the broker that broke by themselves, as its log says | %d |", n)
+	}
 	for _, class := range []Class{workerKill, coordKill, brokerKill, workerStop, coordStop, brokerStop, coordTerm} {
 		p("| %s | %d |", class, r.Faults[class])
 	}

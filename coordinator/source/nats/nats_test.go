@@ -22,6 +22,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	sourcetest.SideBySide(10)
 	sourcetest.Main(m, map[string]func() error{
 		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
 			return Open(ctx, Config{URL: os.Getenv(serverVariable), Options: o})
@@ -58,6 +59,7 @@ authorization { user: u, password: p }
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	port := sourcetest.Port(t)
 	cmd := sourcetest.Role(t, "broker", serverVariable+"="+sourcetest.Loopback(port), storeVariable+"="+t.TempDir())
 	contract(t, cmd, port)
@@ -65,6 +67,7 @@ func TestContract(t *testing.T) {
 
 // A server of a distribution, several versions older.
 func TestContractOlderServer(t *testing.T) {
+	t.Parallel()
 	port := sourcetest.Port(t)
 	contract(t, sourcetest.Command{Name: "nats-server", Path: sourcetest.Need(t, "nats-server"), Args: []string{"-c", settings(t, port)}}, port)
 }
@@ -95,7 +98,7 @@ func contract(t *testing.T, cmd sourcetest.Command, port int) {
 		return s, nil
 	}
 	sourcetest.Run(t, sourcetest.Harness{
-		Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
+		Addr: addr, Server: srv, Together: true, Child: []string{serverVariable + "=" + at(addr, "p")},
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
 			if via == "" {
 				via = addr

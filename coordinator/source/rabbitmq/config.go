@@ -46,8 +46,9 @@ type Config struct {
 
 const (
 	maxBody = 16 << 20 // the default limit of RabbitMQ 4
-	// shortest is the smallest delay that is worth a queue.
-	shortest = 100 * time.Millisecond
+	// shortest is the smallest delay that is worth a queue. What is less is waited for by who receives: a queue costs the broker a
+	// copy, and may not survive its kill while it is young.
+	shortest = time.Second
 	maxDelay = 20 * 24 * time.Hour // below the broker's 2^32-1 ms, and queues of that age are no queues
 )
 

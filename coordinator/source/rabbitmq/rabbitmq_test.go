@@ -19,6 +19,7 @@ import (
 const serverVariable = "RETINUE_RABBITMQ_TEST"
 
 func TestMain(m *testing.M) {
+	sourcetest.SideBySide(10)
 	sourcetest.Main(m, map[string]func() error{
 		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
 			return Open(ctx, Config{URL: os.Getenv(serverVariable), Options: o})
@@ -26,10 +27,14 @@ func TestMain(m *testing.M) {
 	})
 }
 
-func TestContract(t *testing.T) { sourcetest.Run(t, harness(t, 30*time.Minute)) }
+func TestContract(t *testing.T) {
+	t.Parallel()
+	sourcetest.Run(t, harness(t, 30*time.Minute))
+}
 
 // A message is kept for longer than consumer_timeout, half an hour where nobody changes it.
 func TestHold(t *testing.T) {
+	t.Parallel()
 	const timeout = 6 * time.Second
 	sourcetest.RunHold(t, harness(t, timeout), timeout)
 }
@@ -48,7 +53,7 @@ func harness(t *testing.T, timeout time.Duration) sourcetest.Harness {
 		return s, nil
 	}
 	return sourcetest.Harness{
-		Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "guest")}, Settle: 10 * time.Second,
+		Addr: addr, Server: srv, Together: true, Child: []string{serverVariable + "=" + at(addr, "guest")}, Settle: 10 * time.Second,
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
 			if via == "" {
 				via = addr

@@ -3,9 +3,12 @@ package sourcetest
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,6 +36,17 @@ func Main(m *testing.M, roles map[string]func() error) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// SideBySide makes n cases run at once where the machine has fewer processors, before Main: for brokers whose cases wait for
+// leases and delays most of the time and work little.
+func SideBySide(n int) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given && runtime.GOMAXPROCS(0) < n {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag exists, and this is a number
+	}
 }
 
 // Role is the command that runs this test binary in a role.

@@ -10,7 +10,7 @@ import (
 	"retinue/coordinator/source"
 )
 
-// faultCases run one after the other: they stop what the others need.
+// faultCases break what is theirs alone: a consumer, or connections through a proxy.
 var faultCases = []namedCase{
 	{"what a killed consumer had is delivered elsewhere", func(r *rig) {
 		if r.h.Child == nil {
@@ -77,12 +77,14 @@ var faultCases = []namedCase{
 		}
 		r.ack(a, r.receive(a, 1, 1, 2*patience)...)
 	}},
+}
+
+// brokerCases run when nothing else does: they kill what all need.
+var brokerCases = []namedCase{
 	{"nothing that was confirmed is lost when the broker is killed", func(r *rig) {
 		if r.h.Server == nil {
 			r.Skip("the server cannot be killed")
 		}
-		r.open()
-		pause(r.Context(), r.h.Settle)
 		r.campaign("", 3, func(int) {
 			r.h.Server.Kill()
 			r.h.Server.Start()

@@ -38,6 +38,8 @@ type Harness struct {
 	Denied func(ctx context.Context, o source.Options) (source.Source, error)
 	// Foreign publishes a body as a producer would that knows nothing of this project.
 	Foreign func(ctx context.Context, queue string, body []byte) error
+	// Together runs the cases that break a consumer or connections beside the others: the broker must have power to spare.
+	Together bool
 	// Settle is how old a queue must be to survive a kill of the broker.
 	Settle time.Duration
 }
@@ -50,16 +52,34 @@ func Run(t *testing.T, h Harness) {
 	if h.Lease == 0 {
 		h.Lease = time.Second
 	}
+	// What is opened now is old enough when the broker is killed.
+	old := newCase(t, h)
+	if h.Settle > 0 {
+		old.open()
+	}
+	settled := time.Now().Add(h.Settle)
+	all, alone := slices.Concat(messageCases, leaseCases, releaseCases, flowCases, closeCases, accessCases), faultCases
+	if h.Together {
+		all, alone = append(all, alone...), nil
+	}
 	t.Run("side by side", func(t *testing.T) {
-		for _, c := range slices.Concat(messageCases, leaseCases, releaseCases, flowCases, closeCases, accessCases) {
+		for _, c := range all {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
 				c.run(newCase(t, h))
 			})
 		}
 	})
-	for _, c := range faultCases {
+	for _, c := range alone {
 		t.Run(c.name, func(t *testing.T) { c.run(newCase(t, h)) })
+	}
+	for _, c := range brokerCases {
+		t.Run(c.name, func(t *testing.T) {
+			r := newCase(t, h)
+			r.queue = old.queue
+			pause(t.Context(), time.Until(settled))
+			c.run(r)
+		})
 	}
 }
 

@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "good", "AWS_SECRET_ACCESS_KEY": "x", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"} {
 		os.Setenv(name, value)
 	}
+	sourcetest.SideBySide(10)
 	sourcetest.Main(m, map[string]func() error{
 		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
 			return Open(ctx, Config{Region: "us-east-1", Endpoint: "http://" + os.Getenv(serverVariable), FIFO: os.Getenv("RETINUE_SQS_TEST_FIFO") != "", Options: o})
@@ -43,11 +44,19 @@ func TestMain(m *testing.M) {
 	})
 }
 
-func TestContract(t *testing.T)     { sourcetest.Run(t, harness(t, false, maxHold)) }
-func TestContractFIFO(t *testing.T) { sourcetest.Run(t, harness(t, true, maxHold)) }
+func TestContract(t *testing.T) {
+	t.Parallel()
+	sourcetest.Run(t, harness(t, false, maxHold))
+}
+
+func TestContractFIFO(t *testing.T) {
+	t.Parallel()
+	sourcetest.Run(t, harness(t, true, maxHold))
+}
 
 // A message is kept for longer than SQS's 12 hours, here 6 seconds.
 func TestHold(t *testing.T) {
+	t.Parallel()
 	const limit = 6 * time.Second
 	for name, fifo := range map[string]bool{"standard": false, "FIFO": true} {
 		t.Run(name, func(t *testing.T) {
@@ -72,7 +81,7 @@ func harness(t *testing.T, fifo bool, hold time.Duration) sourcetest.Harness {
 		child = append(child, "RETINUE_SQS_TEST_FIFO=1")
 	}
 	return sourcetest.Harness{
-		Addr: addr, Server: srv, Child: child, Lease: 2 * time.Second,
+		Addr: addr, Server: srv, Together: true, Child: child, Lease: 2 * time.Second,
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
 			if via == "" {
 				via = addr

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestQueueTargets(t *testing.T) {
+	t.Parallel()
+	q := &queueRig{
+		rates: map[string]map[string]float64{"redis, http": {loopName: 1000, queueName: 899, celeryName: 400, asynqName: 2000}, "redis, file": {loopName: 100, queueName + " exec": 85}},
+		costs: map[string]map[string]float64{"redis, http": {loopName: 80, queueName: 120}},
+	}
+	var met []string
+	for _, target := range q.judged() {
+		met = append(met, map[bool]string{true: "met", false: "not met"}[target.Met]+" "+target.What)
+	}
+	want := "not met items/s over the loop, redis, http;met processor time over the loop's, an item, redis, http;met items/s over the loop, a command for each, redis, file;" +
+		"met items/s over Celery, redis, http;not met items/s over asynq, redis, http"
+	if got := strings.Join(met, ";"); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
+func TestInPortions(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ n, size, portions int }{{1200, kibi, 3}, {20, mebi, 3}, {0, kibi, 0}} {
+		portions, total := 0, 0
+		err := inPortions(c.n, c.size, func(portion int, bodies [][]byte) error {
+			if portion != portions || len(bodies[0]) != c.size {
+				t.Errorf("portion %d of %d bytes", portion, len(bodies[0]))
+			}
+			portions, total = portions+1, total+len(bodies)
+			return nil
+		})
+		if err != nil || portions != c.portions || total != c.n {
+			t.Errorf("%+v: %d in %d portions, %v", c, total, portions, err)
+		}
+	}
+}
+
+// The processor time of a group is that of its processes, this one among them.
+func TestGroupTime(t *testing.T) {
+	t.Parallel()
+	group := syscall.Getpgrp()
+	before, err := groupTime(group)
+	if err != nil || before <= 0 {
+		t.Fatalf("%v, %v", before, err)
+	}
+	if none, err := groupTime(1 << 30); err != nil || none != 0 {
+		t.Errorf("a group that is not there has used %v, %v", none, err)
+	}
+}
+
+func TestMiddle(t *testing.T) {
+	t.Parallel()
+	if middle(nil) != 0 || middle([]float64{3, 1, 2}) != 2 || count(950) != "950" || count(12340) != "12.3k" {
+		t.Error("the middle, or a rate, is written wrongly")
+	}
+}
