@@ -213,7 +213,7 @@ func (m *machine) nextMessages(it *held, next []item.Message) map[string][]sourc
 	outs := map[string][]source.Out{}
 	for n, msg := range next {
 		id := fmt.Sprintf("%s/%s/%d", item.Short(it.id), m.cfg.Queue, n)
-		env := item.Envelope{ID: id, ContentType: msg.ContentType, Headers: msg.Headers, Input: msg.Input}
+		env := item.Envelope{ID: id, ContentType: msg.ContentType, Headers: m.groupHeaders(it, next, n), Input: msg.Input}
 		queue := msg.Queue
 		if queue == "" {
 			queue = m.cfg.To

@@ -140,6 +140,23 @@ func (c *Client) Schedules(ctx context.Context, queue string) ([]ScheduleView, e
 	return out.Schedules, err
 }
 
+// Groups lists the groups of items.
+func (c *Client) Groups(ctx context.Context, queue string) ([]GroupView, error) {
+	var out Groups
+	_, err := c.do(ctx, http.MethodGet, queuePath(queue, "/groups"), nil, nil, &out)
+	return out.Groups, err
+}
+
+// CloseGroup says how many parts a group has.
+func (c *Client) CloseGroup(ctx context.Context, queue string, g GroupClose) (v GroupView, err error) {
+	body, err := json.Marshal(g)
+	if err != nil {
+		return v, err
+	}
+	_, err = c.do(ctx, http.MethodPost, queuePath(queue, "/groups/close"), nil, body, &v)
+	return v, err
+}
+
 // Steer sends pause, resume or drain, with a reason or a key.
 func (c *Client) Steer(ctx context.Context, queue, verb string, query url.Values) (st Stats, err error) {
 	_, err = c.do(ctx, http.MethodPost, queuePath(queue, ":"+verb)+"?"+query.Encode(), nil, nil, &st)

@@ -70,6 +70,10 @@ type Config struct {
 	Record, Check bool
 	// To is the queue of the next stage; "" for none. Dead is the queue of dead letters.
 	To, Dead string
+	// Gather is the queue that gets one item when all parts of a group have been committed; "" for none. Split makes the messages of an item
+	// to the next stage a group.
+	Gather string
+	Split  bool
 	// ToClasses is how many classes of priority the next stage has.
 	ToClasses int
 
@@ -112,6 +116,10 @@ func (c Config) Validate() error {
 		return hint.Wrap(fmt.Errorf("%d priority classes", c.Classes), "1 to 10")
 	case c.Aging <= 0:
 		return fmt.Errorf("aging %s is not above 0", c.Aging)
+	case c.Gather != "" && (!queueName.MatchString(c.Gather) || c.Gather == c.Queue || c.Gather == c.Dead):
+		return hint.Wrap(fmt.Errorf("gather %q", c.Gather), "the queue of the stage that gets one item for a whole group; 1 to 70 letters, digits, - or _")
+	case c.Split && c.To == "":
+		return hint.Wrap(errors.New("split without a next stage"), "name the stage that gets the parts with to")
 	case c.Keep != 0 && (c.Keep < time.Hour || c.Keep < c.MaxRuntime || c.Keep < 10*c.Lease):
 		return hint.Wrap(fmt.Errorf("keep %s", c.Keep), "an hour or more, no less than max_runtime (%s) and 10 leases: what a record protects from must not come after it", c.MaxRuntime)
 	case c.Drain < 0:

@@ -100,6 +100,8 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 	stop := ctx.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	// A first step in any case: a question that comes before the timer would stop it, as a machine that has not begun has nothing due.
+	c.take(work, envelope{ev: evTick{}})
 	for {
 		select {
 		case env := <-c.inbox:

@@ -52,6 +52,9 @@ func (c *Coordinator) do(ctx context.Context, fx any) {
 			for queue, outs := range fx.outs {
 				errs = append(errs, c.publish(ctx, queue, outs))
 			}
+			if fx.part != nil {
+				errs = append(errs, c.join(ctx, fx.member, *fx.part))
+			}
 			return evPublished{fx.handle, errors.Join(errs...)}
 		})
 	case fxAck:

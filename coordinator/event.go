@@ -87,6 +87,8 @@ type (
 	fxPublish struct {
 		handle uint64
 		outs   map[string][]source.Out // by queue
+		part   *GroupPart              // of member's group; nil for none
+		member membership
 	}
 	fxAck     struct{ handles []uint64 }
 	fxExtend  struct{ handles []uint64 }

@@ -19,8 +19,9 @@ type plan struct {
 	output *worker.Output // discarded when the commit is decided
 	record *item.Record   // that counts
 	outs   map[string][]source.Out
-	back   bool // it is no end: a copy goes back to the queue
-	over   bool // it has ended here before; only the ack is left
+	part   *GroupPart // of a group that may be complete with it
+	back   bool       // it is no end: a copy goes back to the queue
+	over   bool       // it has ended here before; only the ack is left
 }
 
 func (m *machine) finishes(it *held) bool {
@@ -63,6 +64,9 @@ func (m *machine) record(it *held) item.Record {
 	rec := item.Record{ID: it.id, Stage: m.cfg.Queue, State: p.state, Class: p.class, Attempt: attemptName(it, n), N: n, Fence: it.fence, Node: m.cfg.Node, Ended: m.wall(), Reason: p.reason}
 	if p.state == item.Dead {
 		rec.Attempts = it.env.History
+	}
+	if it.member != nil {
+		rec.Group = it.member.group
 	}
 	if p.state == item.Done && p.output != nil {
 		rec.Result, rec.ResultType, rec.Next, rec.Files = p.output.Result, p.output.ResultType, p.output.Next, p.output.Files
@@ -118,6 +122,9 @@ func (m *machine) settle(now clock.Instant, it *held, rec item.Record) {
 	switch rec.State {
 	case item.Done:
 		it.plan.outs = m.nextMessages(it, rec.Next)
+		m.joinGroup(it, rec)
+	case item.Dropped:
+		m.joinGroup(it, rec)
 	case item.Dead:
 		it.plan.outs = map[string][]source.Out{m.cfg.Dead: {m.deadLetter(it, rec)}}
 	}
@@ -126,12 +133,28 @@ func (m *machine) settle(now clock.Instant, it *held, rec item.Record) {
 
 // publish sends the messages that follow, if there are any.
 func (m *machine) publish(it *held) {
-	if len(it.plan.outs) == 0 {
+	if len(it.plan.outs) == 0 && it.plan.part == nil {
 		m.acknowledge(it)
 		return
 	}
 	it.state = item.Publishing
-	m.emit(fxPublish{it.handle, it.plan.outs})
+	m.emit(m.publication(it))
+}
+
+func (m *machine) publication(it *held) fxPublish {
+	fx := fxPublish{handle: it.handle, outs: it.plan.outs, part: it.plan.part}
+	if fx.part != nil {
+		fx.member = *it.member
+	}
+	return fx
+}
+
+// joinGroup makes an item a committed part of its group. A replay of a dead letter is the same part.
+func (m *machine) joinGroup(it *held, rec item.Record) {
+	if it.member != nil {
+		part := it.member.part(it.env.ID, rec)
+		it.plan.part = &part
+	}
 }
 
 func (m *machine) published(now clock.Instant, ev evPublished) {
@@ -210,7 +233,7 @@ func (m *machine) driveRedo(now clock.Instant) {
 		case item.Committing:
 			m.offer(it)
 		case item.Publishing:
-			m.emit(fxPublish{it.handle, it.plan.outs})
+			m.emit(m.publication(it))
 		case item.Acking:
 			m.acks = append(m.acks, it.handle)
 		}

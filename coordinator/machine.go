@@ -74,7 +74,8 @@ type held struct {
 	call      *call
 	test      *bisection
 	plan      plan
-	failures  int // of infrastructure, in a row
+	member    *membership // of a group that this stage gathers
+	failures  int         // of infrastructure, in a row
 }
 
 // call is one call of the worker.
@@ -232,6 +233,9 @@ func (m *machine) admit(now clock.Instant, msg *source.Message) {
 			it.key = header(msg.Headers, m.cfg.Key)
 		}
 		m.join(it)
+	}
+	if m.cfg.Gather != "" && err == nil {
+		it.member, err = memberOf(env.Headers)
 	}
 	switch {
 	case err != nil:

@@ -18,6 +18,7 @@ type metrics struct {
 	attempts  *prometheus.HistogramVec
 	forgotten prometheus.Counter
 	ticks     *prometheus.CounterVec
+	gathered  prometheus.Counter
 }
 
 func newMetrics(c *Coordinator) *metrics {
@@ -29,7 +30,8 @@ func newMetrics(c *Coordinator) *metrics {
 		Help: "How long attempts took at the worker, by verdict.", ConstLabels: labels, Buckets: prometheus.ExponentialBuckets(0.001, 4, 12)}, []string{"verdict"})}
 	m.forgotten = prometheus.NewCounter(prometheus.CounterOpts{Name: "retinue_queue_records_forgotten_total", Help: "Records of ended items that were removed here, with their files, because keep was over.", ConstLabels: labels})
 	m.ticks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "retinue_queue_ticks_total", Help: "Ticks of schedules, by how: published here, elsewhere, failed (tried again), missed.", ConstLabels: labels}, []string{"schedule", "how"})
-	m.registry.MustRegister(m.attempts, m.forgotten, m.ticks, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
+	m.gathered = prometheus.NewCounter(prometheus.CounterOpts{Name: "retinue_queue_groups_gathered_total", Help: "Groups whose last part was committed, and whose item was published here.", ConstLabels: labels})
+	m.registry.MustRegister(m.attempts, m.forgotten, m.ticks, m.gathered, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &statsCollector{c: c,
 		received: desc("received_total", "Messages taken from the broker."),
 		ended:    desc("ended_total", "Items that ended here, by how.", "state"),
 		failed:   desc("failed_total", "Failed attempts, and failed steps of the infrastructure, by class.", "class"),

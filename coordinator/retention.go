@@ -63,8 +63,11 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	if err != nil {
 		return 0, err
 	}
-	if c.cfg.To != "" { // it may have the outputs before it
-		if _, err := c.quiet(ctx, c.cfg.To); err != nil {
+	for _, queue := range []string{c.cfg.To, c.cfg.Gather} { // they may have the outputs before them
+		if queue == "" {
+			continue
+		}
+		if _, err := c.quiet(ctx, queue); err != nil {
 			return 0, err
 		}
 	}
@@ -75,8 +78,17 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	// One that was cancelled before it was taken may still wait for its time.
 	delayed := (!c.source.Caps().Counts.Delayed || d.Delayed != 0) && (d.Ready != 0 || d.InFlight != 0)
 	n, err := f.Forget(ctx, c.cfg.Queue, now.Add(-c.cfg.Keep), func(rec item.Record) (bool, error) {
+		if rec.Group != "" && c.cfg.Gather != "" { // whoever gets the group's item may want the files
+			sent, err := c.groups().kv.Get(ctx, c.groups().prefix(rec.Group)+"sent")
+			if err != nil || sent == nil {
+				return false, err
+			}
+		}
 		return rec.State != item.Cancelled || !delayed, ctx.Err()
 	})
+	if err == nil && c.cfg.Gather != "" {
+		err = c.groups().forget(ctx, now.Add(-c.cfg.Keep))
+	}
 	c.metrics.forgotten.Add(float64(n))
 	return n, err
 }

@@ -111,6 +111,8 @@ type OutputSettings struct {
 	Sync      bool   `hcl:"sync,optional"`
 	Journal   string `hcl:"journal,optional"`
 	Artifacts string `hcl:"artifacts,optional"`
+	Split     bool   `hcl:"split,optional"`
+	Gather    string `hcl:"gather,optional"`
 	Keep      string `hcl:"keep,optional"`
 }
 
@@ -203,7 +205,7 @@ func (s Settings) Config() (Config, error) {
 		NotReady: p.backoff("not_ready", s.Retry.NotReady), Infra: p.backoff("infra", s.Retry.Infra), Lane: Lane(s.Order.OnFail),
 		Rate: p.rate("rate", s.Rate.Queue), KeyRate: p.rate("per_key", s.Rate.PerKey), Burst: max(1, s.Rate.Burst), KeyBurst: max(1, s.Rate.Burst),
 		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Dead: s.DeadLetter.Queue,
-		Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
+		Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
 	if c.Dead == "" {
 		c.Dead = c.Queue + "-dead"
 	}

@@ -52,6 +52,9 @@ func (s Settings) checkOutput() error {
 			return err
 		}
 	}
+	if s.Output.Gather != "" && s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal {
+		return hint.Wrap(fmt.Errorf("gather with commit %s", s.Output.Commit), "the parts of a group are kept at the commit point; use commit rename or journal")
+	}
 	if s.Output.Keep != "" && s.Output.Commit != CommitRename && s.Output.Commit != CommitJournal {
 		return hint.Wrap(fmt.Errorf("keep with commit %s", s.Output.Commit), "there are no records to keep; use commit rename or journal")
 	}

@@ -56,7 +56,17 @@ func TestSettings(t *testing.T) {
 		"outputs go to s3://": func(s *Settings) {
 			s.Output.Commit, s.Output.Journal, s.Output.Artifacts = CommitJournal, "consul:q", "https://x/out"
 		},
-		"crash attempts": func(s *Settings) { s.Retry.CrashAttempts = 0 },
+		"journal \"etcd:a\"":     func(s *Settings) { s.Output.Commit, s.Output.Journal = CommitJournal, "etcd:a" },
+		"journal \"broker:a b\"": func(s *Settings) { s.Output.Commit, s.Output.Journal = CommitJournal, "broker:a b" },
+		"journal: s3://":         func(s *Settings) { s.Output.Commit, s.Output.Journal = CommitJournal, "s3://b/../x" },
+		"keep \"soon\"":          func(s *Settings) { s.Output.Keep = "soon" },
+		"keep 30m0s":             func(s *Settings) { s.Output.Keep = "30m" },
+		"max_runtime (48h0m0s)":  func(s *Settings) { s.Output.Keep, s.Worker.MaxRuntime = "1d", "48h" },
+		"no records to keep":     func(s *Settings) { s.Output.Keep, s.Output.Commit, s.Output.To = "7d", CommitPublish, "n" },
+		"gather \"a b\"":         func(s *Settings) { s.Output.Gather = "a b" },
+		"gather with commit":     func(s *Settings) { s.Output.Gather, s.Output.Commit, s.Output.To = "g", CommitPublish, "n" },
+		"split without":          func(s *Settings) { s.Output.Split = true },
+		"crash attempts":         func(s *Settings) { s.Retry.CrashAttempts = 0 },
 	} {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {

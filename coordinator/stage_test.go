@@ -421,3 +421,38 @@ func (k *memoryKV) Delete(_ context.Context, key string, value []byte) error {
 	}
 	return nil
 }
+
+// A question that comes before the first step does not keep the stage from beginning.
+func TestAskedBeforeTheStart(t *testing.T) {
+	broker := memory.New()
+	for range 20 { // the moment is short
+		c, err := New(quick(), Parts{Open: func(o source.Options) (source.Source, error) { return broker.Open(o) }, Worker: workerFunc(upper), Clock: clock.Boot(), Log: hclog.NewNullLogger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := make(chan error, 1)
+		go func() { _, err := c.Stats(context.Background()); asked <- err }()
+		for len(c.inbox) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Run(ctx, context.Background()) }()
+		if err := <-asked; err != nil {
+			t.Error(err)
+		}
+		if err := c.source.Publish(t.Context(), source.Out{ID: source.NewID()}); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if st, err := c.Stats(t.Context()); err == nil && st.Totals.Ended[item.Done] == 1 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("it has not begun")
+			}
+		}
+		stop()
+		<-ended
+	}
+}

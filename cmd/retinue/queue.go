@@ -33,7 +33,7 @@ through the commit point how any item of its queue has ended.`,
   retinue queue dead retry --all             try it again`,
 	}
 	cmd.AddCommand(newQueuePutCmd(), newQueueLsCmd(), newQueueShowCmd(), newQueueWaitCmd(), newQueueCancelCmd(), newQueuePauseCmd(), newQueueResumeCmd(), newQueueDrainCmd(),
-		newQueueStatsCmd(), newQueueScaleCmd(), newQueueDeadCmd(), newQueueScheduleCmd())
+		newQueueStatsCmd(), newQueueScaleCmd(), newQueueDeadCmd(), newQueueScheduleCmd(), newQueueGroupCmd())
 	return cmd
 }
 

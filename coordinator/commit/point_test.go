@@ -96,6 +96,7 @@ func testPoint(t *testing.T, p Point) {
 func TestRename(t *testing.T) {
 	testPoint(t, Rename{Dir: t.TempDir(), Sync: true})
 	testForget(t, Rename{Dir: t.TempDir()})
+	testKV(t, StoreOf(Rename{Dir: t.TempDir(), Sync: true}))
 }
 func TestJournal(t *testing.T) {
 	kv := &memory{values: map[string][]byte{}}

@@ -125,6 +125,7 @@ type Record struct {
 	Files      []File    `json:"files,omitempty"`
 	Next       []Message `json:"next,omitempty"`
 	Attempts   []Attempt `json:"attempts,omitempty"` // that failed, of a dead item
+	Group      string    `json:"group,omitempty"`    // that it is part of, where the stage gathers
 }
 
 // What fits into the 200 bytes of a message's id, with a stage and a number behind it, and into the 255 of a file's name.
