@@ -274,6 +274,11 @@ func (s Settings) check() error {
 	case s.Order.Hold < 0 || s.Order.Hold > 100000:
 		return fmt.Errorf("hold %d is not between 0 and 100000", s.Order.Hold)
 	}
+	if s.Load != "" {
+		if _, err := LoadPrefix(s.Load); err != nil {
+			return err
+		}
+	}
 	if d, err := time.ParseDuration(s.Worker.Grace); err != nil || d < 0 {
 		return fmt.Errorf("grace %q is not a duration", s.Worker.Grace)
 	}

@@ -56,7 +56,13 @@ func TestSettings(t *testing.T) {
 		"outputs go to s3://": func(s *Settings) {
 			s.Output.Commit, s.Output.Journal, s.Output.Artifacts = CommitJournal, "consul:q", "https://x/out"
 		},
-		"crash attempts": func(s *Settings) { s.Retry.CrashAttempts = 0 },
+		"dispatch without a job": func(s *Settings) { s.Worker.Mode = ModeDispatch },
+		"jobs at once":           func(s *Settings) { s.Worker.Mode, s.Worker.Job, s.Worker.Slots = ModeDispatch, "j", 1001 },
+		"dispatch without a folder": func(s *Settings) {
+			s.Worker.Mode, s.Worker.Job, s.Worker.Work, s.Output.To = ModeDispatch, "j", "", "next"
+		},
+		"use consul:NAME": func(s *Settings) { s.Load = "consul" },
+		"crash attempts":  func(s *Settings) { s.Retry.CrashAttempts = 0 },
 	} {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {
