@@ -26,6 +26,16 @@ node_prefix "" {
 `, job, journals+job+"/")
 }
 
+// NomadACL returns the Nomad ACL policy of coordinators in mode dispatch: they make children of a parameterized job, see how these end, and
+// stop them. Nomad has no right for one job alone: it holds for the namespace.
+func NomadACL(namespace string) string {
+	return fmt.Sprintf(`# The coordinators of mode dispatch: make a job of each item, see how it ends, stop it.
+namespace %q {
+  capabilities = ["dispatch-job", "read-job", "deregister-job"]
+}
+`, namespace)
+}
+
 // RoleName is the Consul role that the binding rule
 // "retinue-${value.nomad_task}-${value.nomad_job_id}" gives to the task
 // "coordinator" of a job. A role that does not exist gives nothing.

@@ -12,6 +12,7 @@ import (
 	"retinue/coordinator/item"
 	"retinue/coordinator/worker"
 	"retinue/internal/hint"
+	"retinue/internal/taskapi"
 )
 
 // Point opens the commit point; nil when there is none.
@@ -53,9 +54,12 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 		w.Batch, w.Structured, w.To = s.Worker.Batch, s.Worker.Format == "structured", to
 		return s.withInputs(w, beat)
 	}
-	work, err := filepath.Abs(s.Worker.Work)
-	if err != nil {
-		return nil, err
+	work := ""
+	if s.Worker.Work != "" { // none in mode dispatch: only exit codes come back
+		var err error
+		if work, err = filepath.Abs(s.Worker.Work); err != nil {
+			return nil, err
+		}
 	}
 	allow, _ := s.allowed()
 	folders := worker.Folders{Work: work, Allow: allow, To: to}
@@ -70,8 +74,19 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 	if err != nil {
 		return nil, err
 	}
-	command := worker.Exec{Folders: folders, Command: s.Worker.Command, Grace: grace,
-		Codes: worker.ExitCodes{Ack: s.ExitCodes.Ack, Retry: s.ExitCodes.Retry, Dead: s.ExitCodes.Dead, Drop: s.ExitCodes.Drop, Pause: s.ExitCodes.Pause}}
+	codes := worker.ExitCodes{Ack: s.ExitCodes.Ack, Retry: s.ExitCodes.Retry, Dead: s.ExitCodes.Dead, Drop: s.ExitCodes.Drop, Pause: s.ExitCodes.Pause}
+	command := worker.Exec{Folders: folders, Command: s.Worker.Command, Grace: grace, Codes: codes}
+	if s.Worker.Mode == ModeDispatch {
+		api, err := taskapi.New(taskapi.Config{Addr: s.Worker.Nomad}, os.Getenv)
+		if err != nil {
+			return nil, err
+		}
+		w := &worker.Dispatch{API: api, Job: s.Worker.Job, Folders: folders, Codes: codes, Beat: beat}
+		if err := w.Open(); err != nil {
+			return nil, err
+		}
+		return s.withInputs(w, beat)
+	}
 	var w interface {
 		worker.Worker
 		Open() error

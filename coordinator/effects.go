@@ -201,6 +201,8 @@ func causeOf(class item.Class, reason string) error {
 		return worker.ErrTimeout
 	case worker.ErrHeartbeat.Error():
 		return worker.ErrHeartbeat
+	case worker.ErrCancelled.Error():
+		return worker.ErrCancelled
 	}
 	return errors.New(string(class) + ": " + reason)
 }

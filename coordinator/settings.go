@@ -54,6 +54,8 @@ type WorkerSettings struct {
 	MaxRuntime string   `hcl:"max_runtime,optional"`
 	Heartbeat  string   `hcl:"heartbeat,optional"`
 	Grace      string   `hcl:"grace,optional"`
+	Job        string   `hcl:"job,optional"`
+	Nomad      string   `hcl:"nomad,optional"`
 }
 
 // InputSettings say where inputs by reference may lie.
@@ -127,6 +129,8 @@ const (
 	ModeWatch = "watch"
 	ModeHTTP  = "http"
 	ModeLines = "lines"
+	// ModeDispatch makes a Nomad job of each item.
+	ModeDispatch = "dispatch"
 
 	CommitRename  = "rename"
 	CommitJournal = "journal"
@@ -241,15 +245,21 @@ func (s Settings) Config() (Config, error) {
 func (s Settings) check() error {
 	files := s.Worker.Mode == ModeExec || s.Worker.Mode == ModeWatch
 	switch {
-	case s.Worker.Mode != ModeExec && s.Worker.Mode != ModeWatch && s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeLines:
-		return hint.Wrap(fmt.Errorf("worker mode %q", s.Worker.Mode), "use exec, watch, http or lines")
+	case s.Worker.Mode != ModeExec && s.Worker.Mode != ModeWatch && s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeLines && s.Worker.Mode != ModeDispatch:
+		return hint.Wrap(fmt.Errorf("worker mode %q", s.Worker.Mode), "use exec, watch, http, lines or dispatch")
+	case s.Worker.Mode == ModeDispatch && s.Worker.Job == "":
+		return hint.Wrap(errors.New("worker mode dispatch without a job"), "give --job NAME, a parameterized job of this task's namespace")
+	case s.Worker.Mode == ModeDispatch && s.Worker.Slots > worker.MaxOutstanding:
+		return hint.Wrap(fmt.Errorf("%d jobs at once", s.Worker.Slots), "Nomad's servers keep all of them in memory: use %d slots at most", worker.MaxOutstanding)
+	case s.Worker.Mode == ModeDispatch && s.Worker.Work == "" && s.Output.To != "":
+		return hint.Wrap(errors.New("worker mode dispatch without a folder, and a next stage"), "give --work FOLDER, shared by all nodes: without one only exit codes come back")
 	case (s.Worker.Mode == ModeExec || s.Worker.Mode == ModeLines) && len(s.Worker.Command) == 0:
 		return hint.Wrap(fmt.Errorf("worker mode %s without a command", s.Worker.Mode), "put it behind --, or write command = [...]")
 	case s.Worker.Mode == ModeHTTP && s.Worker.URL == "":
 		return hint.Wrap(errors.New("worker mode http without a URL"), "give --url http://127.0.0.1:PORT/ or unix:///path/to/socket")
-	case s.Worker.Mode != ModeHTTP && s.Worker.Work == "":
+	case s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeDispatch && s.Worker.Work == "":
 		return hint.Wrap(fmt.Errorf("worker mode %s without a work folder", s.Worker.Mode), "give --work FOLDER; inside a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")
-	case files && s.Worker.Batch > 1:
+	case (files || s.Worker.Mode == ModeDispatch) && s.Worker.Batch > 1:
 		return hint.Wrap(fmt.Errorf("a batch of %d in mode %s", s.Worker.Batch, s.Worker.Mode), "batches are for http and lines")
 	case s.Worker.Format != "binary" && s.Worker.Format != "structured":
 		return hint.Wrap(fmt.Errorf("format %q", s.Worker.Format), "use binary or structured")
@@ -265,6 +275,11 @@ func (s Settings) check() error {
 		return fmt.Errorf("to_classes %d is not between 1 and 10", s.Output.ToClasses)
 	case s.Order.Hold < 0 || s.Order.Hold > 100000:
 		return fmt.Errorf("hold %d is not between 0 and 100000", s.Order.Hold)
+	}
+	if s.Load != "" {
+		if _, err := LoadPrefix(s.Load); err != nil {
+			return err
+		}
 	}
 	if d, err := time.ParseDuration(s.Worker.Grace); err != nil || d < 0 {
 		return fmt.Errorf("grace %q is not a duration", s.Worker.Grace)

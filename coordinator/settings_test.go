@@ -67,6 +67,12 @@ func TestSettings(t *testing.T) {
 		"gather with commit":     func(s *Settings) { s.Output.Gather, s.Output.Commit, s.Output.To = "g", CommitPublish, "n" },
 		"split without":          func(s *Settings) { s.Output.Split = true },
 		"crash attempts":         func(s *Settings) { s.Retry.CrashAttempts = 0 },
+		"dispatch without a job": func(s *Settings) { s.Worker.Mode = ModeDispatch },
+		"jobs at once":           func(s *Settings) { s.Worker.Mode, s.Worker.Job, s.Worker.Slots = ModeDispatch, "j", 1001 },
+		"dispatch without a folder": func(s *Settings) {
+			s.Worker.Mode, s.Worker.Job, s.Worker.Work, s.Output.To = ModeDispatch, "j", "", "next"
+		},
+		"use consul:NAME": func(s *Settings) { s.Load = "consul" },
 	} {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {

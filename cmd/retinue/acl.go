@@ -30,6 +30,7 @@ type rights struct {
 // aclFlags say whose rights are meant.
 type aclFlags struct {
 	job, namespace string
+	group          string
 	services       []string
 	nomad          bool
 }
@@ -45,7 +46,7 @@ func (f *aclFlags) of(pattern string) rights {
 		return rights{role: gather.RoleName(f.job), consul: gather.ACL(f.services...)}
 	case "coordinator":
 		f.job = cmp.Or(f.job, "work-queue")
-		return rights{role: coordinator.RoleName(f.job), consul: coordinator.ACL(f.job)}
+		return rights{role: coordinator.RoleName(f.job), consul: coordinator.ACL(f.job), policy: coordinator.RoleName(f.job), nomad: coordinator.NomadACL(f.namespace)}
 	case "scaler":
 		f.job = cmp.Or(f.job, "work-queue")
 		return rights{role: scale.RoleName(f.job), consul: scale.ACL(f.job), policy: scale.RoleName(f.job), nomad: scale.NomadACL(f.namespace)}
@@ -73,6 +74,7 @@ func (f *aclFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.job, "job", "", "ID of the Nomad job that the helper runs in (default: that of the pattern's jobspec)")
 	cmd.Flags().StringSliceVar(&f.services, "service", nil, "Consul service that a root reads, repeat (default: JOB-leaf)")
 	cmd.Flags().BoolVar(&f.nomad, "nomad", false, "the rights at Nomad, not those at Consul")
+	cmd.Flags().StringVar(&f.group, "group", "", "group of the helper's task, which --nomad gives the rights to (default: that of the task's name)")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "default", "Nomad namespace of the job")
 }
 
@@ -170,13 +172,13 @@ token must be a management token.`,
 	return cmd
 }
 
-// applyNomad gives the policy to one task of one job: a group and a task of the helper's name, as the jobspecs have it.
+// applyNomad gives the policy to one task of one job: the task has the helper's name, as the jobspecs have it.
 func applyNomad(task string, r rights, f aclFlags, about string) error {
 	client, err := nomad.NewClient(nomad.DefaultConfig())
 	if err != nil {
 		return fmt.Errorf("configure the Nomad client: %w", err)
 	}
-	policy := &nomad.ACLPolicy{Name: r.policy, Description: about, Rules: r.nomad, JobACL: &nomad.JobACL{Namespace: f.namespace, JobID: f.job, Group: task, Task: task}}
+	policy := &nomad.ACLPolicy{Name: r.policy, Description: about, Rules: r.nomad, JobACL: &nomad.JobACL{Namespace: f.namespace, JobID: f.job, Group: cmp.Or(f.group, task), Task: task}}
 	if _, err := client.ACLPolicies().Upsert(policy, nil); err != nil {
 		if strings.Contains(err.Error(), "ACL support disabled") {
 			return hint.Wrap(err, "this cluster has no ACLs: the task needs no policy")

@@ -86,10 +86,12 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("queue", "the queue, which names the stage", func(s *coordinator.Settings) *string { return &s.Queue })
 	text("broker", "where the queue is: nats://HOST:PORT, nats://SERVICE.service.consul, redis://HOST:PORT, amqp://HOST:PORT, or memory: for one that ends with this process", func(s *coordinator.Settings) *string { return &s.Source.Broker })
 	text("lease", "how long a message stays ours without an extension; one is sent every third of it", func(s *coordinator.Settings) *string { return &s.Source.Lease })
-	text("mode", "the worker's contract: exec, watch, http or lines", func(s *coordinator.Settings) *string { return &s.Worker.Mode })
+	text("mode", "the worker's contract: exec, watch, http, lines or dispatch", func(s *coordinator.Settings) *string { return &s.Worker.Mode })
 	text("url", "the worker, in mode http: http://127.0.0.1:PORT/ or unix:///path/to/socket", func(s *coordinator.Settings) *string { return &s.Worker.URL })
 	text("format", "what mode http sends: binary (headers and the payload) or structured (a CloudEvents envelope)", func(s *coordinator.Settings) *string { return &s.Worker.Format })
-	text("work", "folder of the attempts; default $NOMAD_ALLOC_DIR/data/wq", func(s *coordinator.Settings) *string { return &s.Worker.Work })
+	text("job", "the parameterized Nomad job of which mode dispatch makes a child for each item", func(s *coordinator.Settings) *string { return &s.Worker.Job })
+	text("nomad", "Nomad, in mode dispatch: unix:///path/to/socket or http://127.0.0.1:4646; default the socket of this task", func(s *coordinator.Settings) *string { return &s.Worker.Nomad })
+	text("work", "folder of the attempts; default $NOMAD_ALLOC_DIR/data/wq, and in mode dispatch, where all nodes share it, none", func(s *coordinator.Settings) *string { return &s.Worker.Work })
 	number("slots", "calls of the worker at once", func(s *coordinator.Settings) *int { return &s.Worker.Slots })
 	number("batch", "items in a call, in modes http and lines", func(s *coordinator.Settings) *int { return &s.Worker.Batch })
 	text("max-runtime", "how long one attempt may take", func(s *coordinator.Settings) *string { return &s.Worker.MaxRuntime })
@@ -136,7 +138,7 @@ func (f *coordinatorFlags) settings(args []string, getenv func(string) string) (
 		s.Worker.Command = args
 	}
 	if dir := getenv("NOMAD_ALLOC_DIR"); dir != "" {
-		if s.Worker.Work == "" {
+		if s.Worker.Work == "" && s.Worker.Mode != coordinator.ModeDispatch {
 			s.Worker.Work = dir + "/data/wq"
 		}
 		if len(s.Listen) == 0 {

@@ -20,7 +20,7 @@ import (
 
 // NewWorker is the verb `worker`.
 func NewWorker() *cobra.Command {
-	var work string
+	var work, dir string
 	var slots int
 	var grace time.Duration
 	cmd := &cobra.Command{
@@ -42,7 +42,7 @@ On SIGTERM nothing new is started; what runs may end. A second SIGTERM ends it.`
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if work == "" {
+			if work == "" && dir == "" {
 				return usageError{hint.Wrap(errors.New("no folder to work in"), "give --work FOLDER, the coordinator's; in a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")}
 			}
 			if slots < 1 {
@@ -52,10 +52,14 @@ On SIGTERM nothing new is started; what runs may end. A second SIGTERM ends it.`
 				return usageError{hint.Wrap(fmt.Errorf("the command: %w", err), "it is looked for in this container")}
 			}
 			c := worker.Claims{Work: work, Command: args, Grace: grace, Slots: slots, Codes: worker.DefaultExitCodes()}
+			if dir != "" {
+				return c.Once(cmd.Context(), dir)
+			}
 			return runClaims(cmd.Context(), &c)
 		},
 	}
 	cmd.Flags().StringVar(&work, "work", allocFolder("data/wq"), "folder of the attempts, the coordinator's; default $NOMAD_ALLOC_DIR/data/wq")
+	cmd.Flags().StringVar(&dir, "dir", "", "run the command for the attempt in this folder, and end: for a job that was made of one item (mode dispatch)")
 	cmd.Flags().IntVar(&slots, "slots", 4, "commands at once")
 	cmd.Flags().DurationVar(&grace, "grace", 5*time.Second, "between SIGTERM and SIGKILL, for an attempt that is taken back")
 	return cmd

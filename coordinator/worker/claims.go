@@ -118,6 +118,16 @@ func (c *Claims) attempt(hard context.Context, name string) {
 	_ = writeStatus(dir, v) // gone: it was taken back meanwhile
 }
 
+// Once works on the attempt in one folder, which is nobody else's, and says there how it ended. Its error is that nothing could be said. An
+// attempt that ctx has ended has no verdict: whoever ended it knows why.
+func (c *Claims) Once(ctx context.Context, dir string) error {
+	v := c.work(ctx, dir)
+	if v.Kind == Stopped {
+		return fmt.Errorf("the attempt was ended: %s", v.Reason)
+	}
+	return writeStatus(dir, v)
+}
+
 // guard ends ctx when the folder is no longer there.
 func (c *Claims) guard(ctx context.Context, cancel context.CancelCauseFunc, dir string) {
 	poll := time.NewTicker(ownPoll)

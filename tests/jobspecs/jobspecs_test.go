@@ -81,6 +81,9 @@ func TestParses(t *testing.T) {
 			"example vars": {"-var-file=" + filepath.Join(filepath.Dir(spec), name+".vars.hcl")},
 		}
 		for _, driver := range []string{"docker", "exec", "raw_exec"} {
+			if name == "work-queue-dispatch" && driver == "exec" { // which it refuses
+				continue
+			}
 			for _, mode := range []string{"bridge", "host"} {
 				variants[driver+" "+mode] = []string{"-var", "driver=" + driver, "-var", "network_mode=" + mode}
 			}
@@ -142,6 +145,10 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"volume_type=nfs":     "must be host or csi",
 		"max_count=1.5":       "must be a whole number, 0 or more",
 		"scalers=0":           "must be a whole number, 1 or more",
+	})
+	refuses(t, "work-queue-dispatch", map[string]string{
+		"driver=exec":      "must be docker or raw_exec",
+		"network_mode=cni": "must be bridge, host or none",
 	})
 	refuses(t, "work-queue-pipeline", map[string]string{
 		"stages=[]":   "must be at least one",

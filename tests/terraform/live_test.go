@@ -287,13 +287,14 @@ func TestQueueModules(t *testing.T) {
 		groups  int
 		outputs map[string]string
 	}{
-		"work-queue":          {[]string{"-var", "replicas=1", "-var", `worker_args=["$${NOMAD_ALLOC_ID}"]`}, 2, map[string]string{"queue": `"terraform-queue"`, "broker_service": `"terraform-queue-broker"`}},
-		"lifecycle":           {[]string{"-var", "replicas=0"}, 1, map[string]string{"service": `"terraform-queue"`}},
-		"work-queue-pipeline": {[]string{"-var", "queue_url=redis://127.0.0.1:1"}, 3, map[string]string{"queues": `["terraform-queue-words","terraform-queue-count","terraform-queue-top"]`, "broker_service": `""`}},
+		"work-queue":          {[]string{"-var", "wait=false", "-var", "replicas=1", "-var", `worker_args=["$${NOMAD_ALLOC_ID}"]`}, 2, map[string]string{"queue": `"terraform-queue"`, "broker_service": `"terraform-queue-broker"`}},
+		"work-queue-dispatch": {[]string{"-var", "driver=raw_exec", "-var", `worker_args=["$${NOMAD_META_retinue_item}"]`}, 1, map[string]string{"job_id": `"terraform-queue"`}},
+		"work-queue-pipeline": {[]string{"-var", "wait=false", "-var", "queue_url=redis://127.0.0.1:1"}, 3, map[string]string{"queues": `["terraform-queue-words","terraform-queue-count","terraform-queue-top"]`, "broker_service": `""`}},
+		"lifecycle":           {[]string{"-var", "wait=false", "-var", "replicas=0"}, 1, map[string]string{"service": `"terraform-queue"`}},
 	} {
 		t.Run(pattern, func(t *testing.T) {
 			tf, c := onCluster(t, "modules/"+pattern)
-			args := append([]string{"-var", "job_name=terraform-queue", "-var", "wait=false"}, want.args...)
+			args := append([]string{"-var", "job_name=terraform-queue"}, want.args...)
 			tf.run("init")
 			t.Cleanup(func() { tf.run(append([]string{"destroy", "-auto-approve"}, args...)...) })
 			tf.run(append([]string{"apply", "-auto-approve"}, args...)...)

@@ -6,6 +6,10 @@ locals {
   rules = {
     # What the scalers of a work queue do: they see the count of their job, and change it.
     scaler = ["list-jobs", "read-job-scaling", "scale-job"]
+
+    # What coordinators in mode dispatch do: they make a job of each item, see how it
+    # ends, and stop it.
+    coordinator = ["dispatch-job", "read-job", "deregister-job"]
   }
 }
 

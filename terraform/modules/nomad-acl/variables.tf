@@ -5,14 +5,14 @@ variable "job_name" {
 }
 
 variable "pattern" {
-  description = "Whose rights: scaler (work queue)."
+  description = "Whose rights: scaler (work queue) or coordinator (work queue in mode dispatch)."
   type        = string
   default     = "scaler"
   nullable    = false
 
   validation {
-    condition     = contains(["scaler"], var.pattern)
-    error_message = "The pattern must be scaler."
+    condition     = contains(["scaler", "coordinator"], var.pattern)
+    error_message = "The pattern must be scaler or coordinator."
   }
 }
 
