@@ -49,6 +49,7 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 		return nil, startError(err, true)
 	}
 	d.add(t)
+	d.remember(config)
 
 	if err := t.engine.Start(context.WithoutCancel(ctx)); err != nil {
 		d.remove(t)
@@ -142,6 +143,7 @@ func (d *Driver) recoverTask(ctx context.Context, req *proto.RecoverTaskRequest)
 		return nil, fmt.Errorf("recover the lifecycle: %w", err)
 	}
 	d.add(t)
+	d.remember(handle.Config)
 	t.watch()
 	return resp, nil
 }

@@ -10,12 +10,14 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	baseproto "github.com/hashicorp/nomad/plugins/base/proto"
@@ -35,6 +37,10 @@ type Options struct {
 	As string
 
 	Log hclog.Logger
+
+	// SweepEvery is the time between two looks for networks that the agent has
+	// forgotten; 0: ten seconds.
+	SweepEvery time.Duration
 }
 
 // Driver decorates the driver plugin at the other end of a connection.
@@ -46,11 +52,13 @@ type Driver struct {
 	base  baseproto.BasePluginClient
 	tasks proto.DriverClient
 
-	codec  passCodec
-	events chan *proto.DriverTaskEvent // for the agent's TaskEvents stream
+	codec     passCodec
+	stopSweep context.CancelFunc
+	events    chan *proto.DriverTaskEvent // for the agent's TaskEvents stream
 
 	mu       sync.Mutex
-	running  map[string]*task // by Nomad's ID of the task
+	running  map[string]*task  // by Nomad's ID of the task
+	networks map[string]string // of allocations, with their folders
 	settings settings
 }
 
@@ -61,7 +69,7 @@ func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, err
 		as: opts.As, log: opts.Log, inner: conn, codec: newPassCodec(),
 		base: baseproto.NewBasePluginClient(conn), tasks: proto.NewDriverClient(conn),
 		events:  make(chan *proto.DriverTaskEvent, 256),
-		running: map[string]*task{}, settings: defaultSettings(),
+		running: map[string]*task{}, networks: map[string]string{}, settings: defaultSettings(),
 	}
 	info, err := d.base.PluginInfo(ctx, &baseproto.PluginInfoRequest{})
 	if err != nil {
@@ -82,6 +90,9 @@ func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, err
 	if d.as != d.name {
 		d.warnAboutName()
 	}
+	sweeping, stop := context.WithCancel(context.Background())
+	d.stopSweep = stop
+	go d.sweep(sweeping, cmp.Or(opts.SweepEvery, sweepEvery))
 	return d, nil
 }
 
@@ -118,6 +129,7 @@ func (d *Driver) Register(s grpc.ServiceRegistrar) {
 			method("StopTask", d.stopTask),
 			method("SignalTask", d.signalTask),
 			method("DestroyTask", d.destroyTask),
+			method("DestroyNetwork", d.destroyNetwork),
 		},
 		Streams: []grpc.StreamDesc{
 			{StreamName: "TaskEvents", ServerStreams: true, Handler: d.taskEvents},
@@ -189,6 +201,7 @@ func (d *Driver) withAttributes(resp *proto.FingerprintResponse) *proto.Fingerpr
 
 // Close ends the work for all tasks. The tasks themselves go on.
 func (d *Driver) Close() {
+	d.stopSweep()
 	d.mu.Lock()
 	tasks := slices.Collect(maps.Values(d.running))
 	clear(d.running)

@@ -29,6 +29,8 @@ type fakeInner struct {
 	state      []byte      // the driver state that StartTask returns
 	execTask   func(command []string) (code int32, stdout string)
 
+	server *grpc.Server
+
 	mu    sync.Mutex
 	calls []string // what the decorator asked for, in order
 	tasks map[string]*fakeTask
@@ -128,6 +130,11 @@ func (f *fakeInner) DestroyTask(_ context.Context, req *proto.DestroyTaskRequest
 	return &proto.DestroyTaskResponse{}, nil
 }
 
+func (f *fakeInner) DestroyNetwork(_ context.Context, req *proto.DestroyNetworkRequest) (*proto.DestroyNetworkResponse, error) {
+	f.note("destroy network %s", req.AllocId)
+	return &proto.DestroyNetworkResponse{}, nil
+}
+
 func (f *fakeInner) ExecTask(_ context.Context, req *proto.ExecTaskRequest) (*proto.ExecTaskResponse, error) {
 	if len(req.Command) == 1 && req.Command[0] == "env" {
 		return &proto.ExecTaskResponse{Result: &proto.ExitResult{}}, nil
@@ -218,6 +225,7 @@ func connect(t *testing.T, register func(*grpc.Server), opts ...grpc.ServerOptio
 func decorate(t *testing.T, f *fakeInner, opts Options, more ...func(*grpc.Server)) *grpc.ClientConn {
 	t.Helper()
 	inner := connect(t, func(s *grpc.Server) {
+		f.server = s
 		proto.RegisterDriverServer(s, f)
 		baseproto.RegisterBasePluginServer(s, f)
 		for _, m := range more {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/nomad/plugins/drivers/proto"
 	structsproto "github.com/hashicorp/nomad/plugins/shared/structs/proto"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -30,6 +31,7 @@ type testTask struct {
 }
 
 func newTestTask(t *testing.T, lifecycle map[string]any) *testTask {
+	t.Helper()
 	f := newFakeInner()
 	f.state = encode(t, innerState{Pid: 5})
 	dir := t.TempDir()
@@ -43,7 +45,7 @@ func newTestTask(t *testing.T, lifecycle map[string]any) *testTask {
 	if lifecycle != nil {
 		config[lifecycleKey] = lifecycle
 	}
-	return &testTask{t: t, f: f, agent: proto.NewDriverClient(decorate(t, f, Options{})), plain: plain, config: &proto.TaskConfig{
+	return &testTask{t: t, f: f, agent: proto.NewDriverClient(decorate(t, f, Options{SweepEvery: time.Millisecond})), plain: plain, config: &proto.TaskConfig{
 		Id: "alloc-1/app/x", Name: "app", AllocId: "alloc-1", AllocDir: dir, MsgpackDriverConfig: encode(t, config),
 		Env: map[string]string{"NOMAD_ALLOC_DIR": "/alloc", "NOMAD_TASK_DIR": "/local"},
 	}}
@@ -418,6 +420,46 @@ func TestNoWayOutOfTheAllocationByALink(t *testing.T) {
 	case <-reached:
 		t.Fatal("a hook reached a socket of the host through a link that the task made")
 	default:
+	}
+}
+
+func TestNetworkThatTheAgentForgot(t *testing.T) {
+	tt := newTestTask(t, nil)
+	tt.config.NetworkIsolationSpec = &proto.NetworkIsolationSpec{Labels: map[string]string{"container": "x"}}
+	tt.start()
+	if err := tt.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tt.agent.DestroyTask(testContext(t), &proto.DestroyTaskRequest{TaskId: tt.config.Id}); err != nil {
+		t.Fatal(err)
+	}
+	// Between two runs of a task there is no task either, and its network stays.
+	tt.wantCalls("start", "stop SIGTERM 3s", "destroy")
+	if err := os.RemoveAll(tt.config.AllocDir); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the network is given back", func() bool { return strings.HasSuffix(tt.f.noted(), "destroy network alloc-1") })
+}
+
+func TestInnerProcessLostIsNoEnd(t *testing.T) {
+	tt := newTestTask(t, map[string]any{"pre_stop": map[string]any{"exec": []string{"/bye"}}})
+	tt.f.execTask = func([]string) (int32, string) {
+		select {} // until the process is gone
+	}
+	tt.start()
+	go tt.stop()
+	waitFor(t, "pre_stop runs", func() bool { return strings.Contains(tt.f.noted(), "/bye") })
+	tt.f.server.Stop()
+	waitFor(t, "the loss is noticed", func() bool {
+		_, err := tt.agent.InspectTask(testContext(t), &proto.InspectTaskRequest{TaskId: tt.config.Id})
+		return status.Code(err) == codes.Unavailable
+	})
+	if got := tt.exec("@retinue", "GET", "/v1/task"); !strings.Contains(got, `"hook":"pre_stop"`) {
+		t.Errorf("pre_stop is over: %s", got)
+	}
+	saved, err := os.ReadFile(filepath.Join(tt.config.AllocDir, "app", "private", "retinue-lifecycle.json"))
+	if err != nil || !strings.Contains(string(saved), `"phase":"stopping"`) || strings.Contains(string(saved), `"exit"`) || strings.Contains(string(saved), `"hooks_ended":true`) {
+		t.Fatalf("kept %s, %v: the next driver would not run pre_stop again", saved, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -253,4 +254,44 @@ func TestHookThatHangsHoldsNothingUp(t *testing.T) {
 	if e := a.events(t); !strings.Contains(e, "pre_stop failed") {
 		t.Errorf("events:\n%s", e)
 	}
+}
+
+// TestPauseContainerDoesNotLeak: after a crash of the plugin the agent gives the network of
+// an allocation back to a process that is gone, with any external docker driver.
+func TestPauseContainerDoesNotLeak(t *testing.T) {
+	w := need(t)
+	if w.Plan().NetworkMode() != devcluster.NetworkBridge {
+		t.Skip("SKIP bridge networking")
+	}
+	job := w.job("bridged", devcluster.DriverDocker, nil)
+	job.TaskGroups[0].Networks = []*nomad.NetworkResource{{Mode: "bridge"}}
+	a := w.run(t, job)
+	a.ask(t, "POST", "/inc")
+	pause := func() string {
+		out, err := exec.Command("docker", "ps", "-aq", "--filter", "name=nomad_init_"+a.id).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	if pause() == "" {
+		t.Fatal("there is no pause container: this test tests nothing")
+	}
+	if err := syscall.Kill(w.pluginProcess(t, a.node, "retinue-driver", devcluster.DriverDocker), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a.recovered(t)
+	if _, _, err := w.Nomad.Jobs().Deregister("bridged", true, nil); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 120*time.Second, "the pause container goes", func(context.Context) error {
+		if err := w.Nomad.System().GarbageCollect(); err != nil { // removes the folder of the allocation
+			return err
+		}
+		if id := pause(); id != "" {
+			_, err := os.Stat(a.dir)
+			return fmt.Errorf("container %s is there; folder of the allocation: %v", id, err)
+		}
+		return nil
+	})
 }
