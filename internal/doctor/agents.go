@@ -341,8 +341,8 @@ func (c *nomadChecks) clients(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", tokenError("list nodes", err, "NOMAD_TOKEN")
 	}
-	ready, drivers := 0, map[string]int{}
-	var bare []string
+	ready, drivers, lifecycle := 0, map[string]int{}, map[string]int{}
+	var bare, mixed []string
 	for _, n := range nodes {
 		if n.Status != nomad.NodeStatusReady || n.SchedulingEligibility != nomad.NodeSchedulingEligible {
 			continue
@@ -354,8 +354,16 @@ func (c *nomadChecks) clients(ctx context.Context) (string, error) {
 			}
 		}
 		node, _, err := c.api.Nodes().Info(n.ID, c.query(ctx))
-		if err == nil && node.Attributes["consul.version"] == "" {
+		if err != nil {
+			continue
+		}
+		if node.Attributes["consul.version"] == "" {
 			bare = append(bare, n.Name)
+		}
+		for name := range n.Drivers {
+			if node.Attributes["driver."+name+".lifecycle"] != "" {
+				lifecycle[name]++
+			}
 		}
 	}
 	detail := fmt.Sprintf("%d of %d ready", ready, len(nodes))
@@ -363,12 +371,21 @@ func (c *nomadChecks) clients(ctx context.Context) (string, error) {
 		if drivers[name] > 0 {
 			detail += fmt.Sprintf(", %s on %d", name, drivers[name])
 		}
+		if lifecycle[name] > 0 {
+			detail += fmt.Sprintf(" (%d with lifecycle)", lifecycle[name])
+		}
+		if lifecycle[name] > 0 && lifecycle[name] < drivers[name] {
+			mixed = append(mixed, name)
+		}
 	}
 	switch {
 	case ready == 0:
 		return detail, hint.Wrap(errors.New("no client can take work"), "start a client, or make one eligible: nomad node status")
 	case len(bare) > 0:
 		return detail, hint.Wrap(fmt.Errorf("no Consul agent beside %s", strings.Join(bare, ", ")), "run a Consul agent on each Nomad client and set its consul block")
+	case len(mixed) > 0:
+		return detail, warn(hint.Wrap(fmt.Errorf("not every client has retinue-driver for %s", strings.Join(mixed, ", ")),
+			"install it everywhere, or constrain jobs that have a lifecycle block: ${attr.driver.%s.lifecycle} is set", mixed[0]))
 	}
 	return detail, nil
 }

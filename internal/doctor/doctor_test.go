@@ -203,6 +203,19 @@ func TestHealthyAgents(t *testing.T) {
 	}
 }
 
+func TestLifecycleOnSomeClientsIsSaid(t *testing.T) {
+	a := healthy()
+	a["GET /v1/agent/self"] = `{"config":{"Version":{"Version":"1.11.3"}}}`
+	a["GET /v1/nodes"] = `[{"ID":"n1","Name":"client-1","Status":"ready","SchedulingEligibility":"eligible","Drivers":{"docker":{"Healthy":true}}},
+		{"ID":"n2","Name":"client-2","Status":"ready","SchedulingEligibility":"eligible","Drivers":{"docker":{"Healthy":true}}}]`
+	a["GET /v1/node/n1"] = `{"ID":"n1","Attributes":{"consul.version":"1.22.5","driver.docker.lifecycle":"1"}}`
+	a["GET /v1/node/n2"] = `{"ID":"n2","Attributes":{"consul.version":"1.22.5"}}`
+	_, text := report(t, false, a.target(t).NomadChecks()...)
+	if !strings.Contains(text, "docker on 2 (1 with lifecycle): not every client has retinue-driver for docker") {
+		t.Errorf("%s", text)
+	}
+}
+
 func TestAgentsThatRefuse(t *testing.T) {
 	a := agent{"GET /v1/status/leader": `""`}
 	for _, path := range []string{"agent/self", "kv/retinue/", "jobs", "nodes"} {
@@ -247,7 +260,7 @@ func TestNobodyAnswers(t *testing.T) {
 // TestMachine only runs the checks: what they find depends on the machine.
 func TestMachine(t *testing.T) {
 	r := Run(t.Context(), Machine(filepath.Join(t.TempDir(), "not", "there")), nil)
-	if len(r.Results) != 9 {
+	if len(r.Results) != 10 {
 		t.Errorf("%+v", r.Results)
 	}
 	for _, c := range r.Results {

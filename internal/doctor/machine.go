@@ -30,6 +30,13 @@ func Machine(dir string) []Check {
 		{machine, "CNI", checkCNI},
 		{machine, "ports", func(context.Context) (string, error) { return checkPorts(dir) }},
 	}
+	checks = append(checks, Check{programs, "driver plugin", func(context.Context) (string, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		return checkDriverPlugin(self)
+	}})
 	for _, t := range toolchain.Tools() {
 		checks = append(checks, Check{programs, t.String(), func(ctx context.Context) (string, error) { return checkTool(ctx, t) }})
 	}
@@ -78,6 +85,16 @@ func checkCgroups(root string, writable bool) (string, error) {
 		return "", warn(hint.Wrap(errors.New("none are mounted"), "mount them on /sys/fs/cgroup: without, Nomad's exec and docker drivers cannot limit tasks"))
 	}
 	return "version 1", warn(hint.Wrap(fmt.Errorf("not mounted: %s", strings.Join(missing, ", ")), "mount them on /sys/fs/cgroup"))
+}
+
+// checkDriverPlugin looks for the task-driver plugin beside this program: there `retinue dev` finds it.
+func checkDriverPlugin(self string) (string, error) {
+	dir := filepath.Dir(self)
+	if !devcluster.DriverPluginBeside(self) {
+		return "", warn(hint.Wrap(fmt.Errorf("no retinue-driver and retinue-inner in %s: tasks of a dev cluster have no lifecycle block", dir),
+			"`make plugin` builds them in a checkout"))
+	}
+	return "retinue-driver and retinue-inner in " + dir, nil
 }
 
 // A cluster's logs, Raft data and allocations fit into this.

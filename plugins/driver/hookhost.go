@@ -38,7 +38,7 @@ func (t *task) Exec(ctx context.Context, call lifecycle.ExecCall) (lifecycle.Exe
 	select {
 	case a := <-done:
 		if a.err != nil {
-			return lifecycle.ExecResult{}, a.err
+			return lifecycle.ExecResult{}, ofInner(ctx, a.err)
 		}
 		return lifecycle.ExecResult{Code: int(a.resp.GetResult().GetExitCode()), Stdout: a.resp.Stdout, Stderr: a.resp.Stderr}, nil
 	case <-ctx.Done():

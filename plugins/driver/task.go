@@ -17,6 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers/proto"
 	"github.com/vmihailenco/msgpack/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -167,8 +169,8 @@ func (t *task) watch() {
 	go func() {
 		defer close(t.exited)
 		resp, err := t.d.tasks.WaitTask(t.ctx, &proto.WaitTaskRequest{TaskId: t.id})
-		if t.ctx.Err() != nil {
-			return
+		if t.ctx.Err() != nil || lost(err) {
+			return // the process goes on; whoever comes next asks again
 		}
 		st := lifecycle.ExitStatus{Err: resp.GetErr()}
 		if err != nil {
@@ -193,12 +195,29 @@ type innerError struct{ error }
 
 func (e innerError) Unwrap() error { return e.error }
 
+// lost says that the inner driver's process is gone, and not that it refused.
+func lost(err error) bool { return status.Code(err) == codes.Unavailable }
+
+// ofInner is an error of a call to the inner driver. When its process is gone this one
+// ends as well, and the next one takes the lifecycle up where it was: until then no
+// failure must be told to the engine, which would go on to the next step with it.
+func ofInner(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if lost(err) {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return innerError{err}
+}
+
 // Start implements lifecycle.Host.
 func (t *task) Start(ctx context.Context) error {
 	resp, err := t.d.tasks.StartTask(ctx, t.start)
 	t.start = nil
 	if err != nil {
-		return innerError{err}
+		return ofInner(ctx, err)
 	}
 	t.started = resp
 	t.container = containerID(resp.GetHandle().GetDriverState())
@@ -212,10 +231,7 @@ func (t *task) Start(ctx context.Context) error {
 // Stop implements lifecycle.Host.
 func (t *task) Stop(ctx context.Context, signal string, timeout time.Duration) error {
 	_, err := t.d.tasks.StopTask(ctx, &proto.StopTaskRequest{TaskId: t.id, Signal: signal, Timeout: durationpb.New(timeout)})
-	if err != nil {
-		return innerError{err}
-	}
-	return nil
+	return ofInner(ctx, err)
 }
 
 // Kill implements lifecycle.Host.
@@ -224,7 +240,7 @@ func (t *task) Kill(ctx context.Context) error { return t.Signal(ctx, "SIGKILL")
 // Signal implements lifecycle.Host.
 func (t *task) Signal(ctx context.Context, signal string) error {
 	_, err := t.d.tasks.SignalTask(ctx, &proto.SignalTaskRequest{TaskId: t.id, Signal: signal})
-	return err
+	return ofInner(ctx, err)
 }
 
 // Event implements lifecycle.Host.

@@ -62,18 +62,18 @@ func Serve(ctx context.Context, name string) error {
 			base.PluginTypeDriver: drivers.NewDriverPlugin(d, log),
 		},
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			return plugin.DefaultGRPCServer(append(opts, grpc.UnaryInterceptor(exactCapabilities(d))))
+			return plugin.DefaultGRPCServer(append(opts, ExactCapabilities(d)))
 		},
 		Logger: log,
 	})
 	return nil
 }
 
-// exactCapabilities adds the two capabilities that Nomad's plugin server leaves out.
-// Without them an agent runs a raw_exec task that has a volume_mount, silently
-// without the mount, where it refuses it for the built-in driver.
-func exactCapabilities(d drivers.DriverPlugin) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+// ExactCapabilities makes a server add the two capabilities that Nomad's plugin server
+// leaves out. Without them an agent runs a raw_exec task that has a volume_mount,
+// silently without the mount, where it refuses it for the built-in driver.
+func ExactCapabilities(d drivers.DriverPlugin) grpc.ServerOption {
+	return grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		resp, err := handle(ctx, req)
 		if r, ok := resp.(*proto.CapabilitiesResponse); ok && err == nil {
 			caps, err := d.Capabilities()
@@ -86,5 +86,5 @@ func exactCapabilities(d drivers.DriverPlugin) grpc.UnaryServerInterceptor {
 			r.Capabilities.DisableLogCollection = caps.DisableLogCollection
 		}
 		return resp, err
-	}
+	})
 }

@@ -1,0 +1,256 @@
+package driver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+
+	"retinue/internal/devcluster"
+	"retinue/tests/harness"
+)
+
+// pluginProcess finds a process of the plugin on a node by its arguments: the agent's own
+// child, or the child of that.
+func (w *world) pluginProcess(t *testing.T, node, program, driver string) int {
+	t.Helper()
+	agent, err := w.Agent("nomad-" + node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		raw, err := os.ReadFile(filepath.Join(p, "cmdline"))
+		if err != nil {
+			continue
+		}
+		args := strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")
+		pid, err := strconv.Atoi(filepath.Base(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case program == "retinue-driver" && len(args) == 5 && filepath.Base(args[0]) == "retinue-"+driver && parent(pid) == agent.PID,
+			program == "retinue-inner" && len(args) == 2 && filepath.Base(args[0]) == program && args[1] == driver && parent(parent(pid)) == agent.PID:
+			return pid
+		}
+	}
+	return 0
+}
+
+// parent is 0 for a process that is gone.
+func parent(pid int) int {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(raw), ") ")
+	fields := strings.Fields(rest)
+	n, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// recovered waits until the driver answers for the task again.
+func (a *alloc) recovered(t *testing.T) {
+	t.Helper()
+	harness.Eventually(t, 90*time.Second, "the driver answers for the task again", func(context.Context) error {
+		code, err := a.w.Nomad.Allocations().Exec(context.Background(), a.info(t), "app", false, []string{"@retinue", "GET", "/v1/task"},
+			strings.NewReader(""), new(strings.Builder), new(strings.Builder), nil, nil)
+		if err != nil {
+			return err
+		}
+		if code != 0 {
+			return fmt.Errorf("exit code %d", code)
+		}
+		return nil
+	})
+}
+
+// survived stops the job and looks whether the task was the same one all the time and its
+// hooks have run once.
+func (a *alloc) survived(t *testing.T, job string) {
+	t.Helper()
+	if got := a.ask(t, "POST", "/inc"); got != "2" {
+		t.Errorf("the application counts %s, it is not the one of before", got)
+	}
+	if _, _, err := a.w.Nomad.Jobs().Deregister(job, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.stopped(t)
+	if n := a.restarts(t); n != 0 {
+		t.Errorf("%d restarts", n)
+	}
+	h := a.history(t)
+	for _, line := range []string{"started", "exec post_start", "http pre-drain", "save_state 2", "exec pre_stop", "signal "} {
+		if strings.Count("\n"+h, "\n"+line) != 1 {
+			t.Errorf("not once in the history: %q\n%s", line, h)
+		}
+	}
+}
+
+func TestPluginAndInnerKilled(t *testing.T) {
+	w := need(t)
+	for _, driver := range drivers {
+		for _, program := range []string{"retinue-driver", "retinue-inner"} {
+			t.Run(driver+"/"+program, func(t *testing.T) {
+				id := "killed-" + driver + "-" + program
+				a := w.run(t, w.job(id, driver, block()))
+				a.ask(t, "POST", "/inc")
+				pid := w.pluginProcess(t, a.node, program, driver)
+				if pid == 0 {
+					t.Fatalf("no %s of %s on %s", program, driver, a.node)
+				}
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				harness.Eventually(t, 60*time.Second, "there are new processes", func(context.Context) error {
+					for _, p := range []string{"retinue-driver", "retinue-inner"} {
+						if now := w.pluginProcess(t, a.node, p, driver); now == 0 || now == pid {
+							return errors.New(p + " is not there yet")
+						}
+					}
+					return nil
+				})
+				a.recovered(t)
+				a.survived(t, id)
+			})
+		}
+	}
+}
+
+// TestAgentKilledAndAdoption plays three lives of an agent over the same tasks: with the
+// drivers that are built in, with the plugin, and built in again. Between them the agent is
+// killed, so that nothing is handed over in order.
+func TestAgentKilledAndAdoption(t *testing.T) {
+	w := need(t)
+	type running struct {
+		*alloc
+		id    string
+		hooks bool
+	}
+	agent, err := w.Agent("nomad-client-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(w.Plan().AgentDir("nomad-client-1"), "config.hcl")
+	with, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(config, with, 0o600); err != nil {
+			t.Error(err)
+		}
+		if err := agent.Restart(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	restart := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := agent.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func(name string, lifecycle map[string]any) []running {
+		t.Helper()
+		var out []running
+		for _, driver := range drivers {
+			id := name + "-" + driver
+			job := w.job(id, driver, lifecycle)
+			job.Constrain(nomad.NewConstraint("${node.unique.name}", "=", "client-1"))
+			a := w.run(t, job)
+			a.ask(t, "POST", "/inc")
+			out = append(out, running{a, id, lifecycle != nil})
+		}
+		return out
+	}
+	inTheSameLife := func(all []running, want string) {
+		t.Helper()
+		for _, r := range all {
+			harness.Eventually(t, 90*time.Second, r.id+" runs", func(context.Context) error {
+				if s := r.info(t).TaskStates["app"]; s == nil || s.State != "running" {
+					return errors.New("it does not")
+				}
+				return nil
+			})
+			if got := r.ask(t, "POST", "/inc"); got != want {
+				t.Errorf("%s counts %s, want %s: it is not the process of before", r.id, got, want)
+			}
+		}
+	}
+
+	restart(builtIn(string(with)))
+	tasks := start("adopted", nil)
+	restart(string(with))
+	inTheSameLife(tasks, "2")
+	for _, r := range tasks {
+		r.recovered(t)
+	}
+	hooked := start("hooked", block())
+	restart(string(with)) // the plugin's processes of before are still there, and taken over
+	inTheSameLife(tasks, "3")
+	inTheSameLife(hooked, "2")
+	for _, r := range hooked {
+		r.recovered(t)
+		if _, _, err := w.Nomad.Jobs().Deregister(r.id, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.stopped(t)
+		if h := r.history(t); !strings.Contains(h, "exec pre_stop") || !strings.Contains(h, "save_state 2") {
+			t.Errorf("%s lost its hooks when the agent was killed:\n%s", r.id, h)
+		}
+	}
+	restart(builtIn(string(with)))
+	inTheSameLife(tasks, "4")
+	for _, r := range tasks {
+		if n := r.restarts(t); n != 0 {
+			t.Errorf("%s: %d restarts", r.id, n)
+		}
+	}
+}
+
+// builtIn is an agent's configuration without the plugin.
+func builtIn(config string) string {
+	var out []string
+	for _, line := range strings.Split(config, "\n") {
+		if strings.HasPrefix(line, "plugin_dir") || strings.HasPrefix(line, `  args = ["-as"`) {
+			continue
+		}
+		out = append(out, strings.Replace(line, `plugin "retinue-`, `plugin "`, 1))
+	}
+	return strings.Join(out, "\n")
+}
+
+func TestHookThatHangsHoldsNothingUp(t *testing.T) {
+	w := need(t)
+	hooks := map[string]any{"stop_budget": "8s", "pre_stop": map[string]any{"exec": []string{"/bin/sleep", "3600"}, "timeout": "1h"}}
+	a := w.run(t, w.job("hangs", devcluster.DriverRawExec, hooks))
+	begun := time.Now()
+	if _, _, err := w.Nomad.Jobs().Deregister("hangs", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.stopped(t)
+	if took := time.Since(begun); took > 60*time.Second {
+		t.Errorf("the stop took %s with a budget of 8 s", took)
+	}
+	if e := a.events(t); !strings.Contains(e, "pre_stop failed") {
+		t.Errorf("events:\n%s", e)
+	}
+}
