@@ -19,6 +19,7 @@ import (
 	"retinue/coordinator/blob/blobtest"
 	"retinue/coordinator/item"
 	"retinue/coordinator/source"
+	"retinue/coordinator/source/dial"
 )
 
 // TestKilledDataPlane: inputs in an object store, parts and groups, records in Redis, outputs uploaded, and the coordinators of all three stages killed
@@ -45,10 +46,7 @@ func TestKilledDataPlane(t *testing.T) {
 	}
 	client := blob.NewClient(store.Environment(), nil)
 	broker := fmt.Sprintf("redis://127.0.0.1:%d/0", port)
-	open, err := openBroker(broker)
-	if err != nil {
-		t.Fatal(err)
-	}
+	open := func(o source.Options) (source.Source, error) { return dial.Open(t.Context(), broker, o) }
 	var in source.Source
 	until(t, "Redis answers", func() bool { in, err = open(source.Options{Queue: "in"}); return err == nil })
 	// Each item is a file of lines in the store; the first stage makes a message of each line, the second writes a file for each.
