@@ -18,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // prefixes of the fragments that exist.
-var prefixes = map[string]string{"leader-election": "retinue_elector", "scatter-gather": "retinue_gather", "work-queue": "retinue_queue"}
+var prefixes = map[string]string{"leader-election": "retinue_elector", "scatter-gather": "retinue_gather", "work-queue": "retinue_queue", "lifecycle": "retinue_lifecycle"}
 
 func fragment(t testing.TB, pattern string) *Fragment {
 	t.Helper()
@@ -63,7 +63,7 @@ func TestGolden(t *testing.T) {
 				if !bytes.Equal(hclwrite.Format(out), out) {
 					t.Error("not formatted as `nomad fmt` does")
 				}
-				if len(report.Tasks) != 1 || len(report.Variables) < 8 || report.Replaced {
+				if len(report.Tasks)+len(report.Settings) != 1 || len(report.Variables) < 8 || report.Replaced {
 					t.Errorf("report %+v", report)
 				}
 				back, err := Remove(out, path, pattern)

@@ -14,6 +14,7 @@ import (
 //	group                 what the user's group gets
 //	network               what the group's network gets, which is made where there is none
 //	main                  what the user's main task gets; an attribute that it has already is left alone
+//	config                what the config block of the user's main task gets: blocks that it must not have yet
 type Fragment struct {
 	Pattern   string // such as "leader-election"
 	Summary   string // for people, the comment at the head of the source
@@ -24,6 +25,8 @@ type Fragment struct {
 	group     string
 	network   string
 	main      []entry
+	config    string
+	settings  []string // names of the blocks that config has
 	tasks     []string // names of the tasks that group has
 	ports     []string // labels of the ports that network has
 }
@@ -71,6 +74,11 @@ func ParseFragment(pattern, prefix, source string) (*Fragment, error) {
 				if p.Type == "port" {
 					f.ports = append(f.ports, p.Labels[0])
 				}
+			}
+		case "config":
+			f.config = inner
+			for _, c := range b.Body.Blocks {
+				f.settings = append(f.settings, c.Type)
 			}
 		case "main":
 			f.main = entries(source, b.Body)

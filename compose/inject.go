@@ -23,6 +23,7 @@ type Report struct {
 	Group     string   `json:"group"`
 	Task      string   `json:"task"`
 	Tasks     []string `json:"tasks"`              // added to the group
+	Settings  []string `json:"settings,omitempty"` // blocks added to the configuration of the main task
 	Ports     []string `json:"ports,omitempty"`    // added to its network
 	Variables []string `json:"variables"`          // that a -var-file may set
 	Replaced  bool     `json:"replaced,omitempty"` // the pattern was there before, from this or another version
@@ -54,7 +55,7 @@ func Inject(src []byte, name string, f *Fragment, to Target) ([]byte, Report, er
 		return nil, report, err
 	}
 	report.Group, report.Task = j.group.Labels[0], j.main.Labels[0]
-	report.Tasks, report.Ports = f.tasks, f.ports
+	report.Tasks, report.Ports, report.Settings = f.tasks, f.ports, f.settings
 	edits, err := j.edits(f, &report)
 	if err != nil {
 		return nil, report, err
@@ -106,7 +107,21 @@ func (j *job) edits(f *Fragment, report *Report) ([]edit, error) {
 		}
 		edits = append(edits, j.into(j.network, f.Pattern, indent(f.network, inner+"  ")))
 	}
-	edits = append(edits, j.into(j.group, f.Pattern, group))
+	if strings.TrimSpace(group) != "" {
+		edits = append(edits, j.into(j.group, f.Pattern, group))
+	}
+	if f.config != "" {
+		configs, err := j.configs(f.settings)
+		if err != nil {
+			return nil, err
+		}
+		if len(configs) == 0 {
+			edits = append(edits, j.into(j.main, f.Pattern, inner+"  config {\n"+indent(f.config, inner+"    ")+inner+"  }\n"))
+		}
+		for _, c := range configs {
+			edits = append(edits, j.into(c, f.Pattern, indent(f.config, lineOf(j.src, c.TypeRange.Start.Byte)+"  ")))
+		}
+	}
 	if main := j.mainText(f); main != "" {
 		edits = append(edits, j.into(j.main, f.Pattern, indent(main, inner+"  ")))
 	}
@@ -121,6 +136,27 @@ func (j *job) edits(f *Fragment, report *Report) ([]edit, error) {
 func (j *job) into(b *hclsyntax.Block, pattern, text string) edit {
 	line := strings.LastIndexByte(j.src[:b.CloseBraceRange.Start.Byte], '\n') + 1
 	return edit{line, marked(pattern, text, lineOf(j.src, b.TypeRange.Start.Byte)+"  ")}
+}
+
+// configs are the config blocks of the main task, those too that a dynamic block makes; none where the driver needs none.
+func (j *job) configs(settings []string) ([]*hclsyntax.Block, error) {
+	configs := blocks(j.main.Body, "config")
+	for _, d := range blocks(j.main.Body, "dynamic") {
+		if len(d.Labels) == 1 && d.Labels[0] == "config" {
+			configs = append(configs, blocks(d.Body, "content")...)
+		}
+	}
+	for _, c := range configs {
+		if err := j.severalLines(c); err != nil {
+			return nil, err
+		}
+		for _, b := range c.Body.Blocks {
+			if slices.Contains(settings, b.Type) {
+				return nil, j.errorAt(b, fmt.Sprintf("the block %s is there already", b.Type), "it has what the pattern brings: change it by hand, or remove it first")
+			}
+		}
+	}
+	return configs, nil
 }
 
 // mainText is what the main task gets: of the attributes only those that it does not have.
@@ -150,6 +186,11 @@ func (j *job) top(f *Fragment, report *Report) ([]edit, error) {
 		report.Notes = append(report.Notes, fmt.Sprintf("task %s stays the group's leader: Nomad stops it first", leader.Labels[0]))
 	}
 	values := []string{driver, mode, j.address(), fmt.Sprint(leader == nil)}
+	var own strings.Builder
+	for _, v := range f.variables {
+		own.WriteString(v + "\n")
+		report.Variables = append(report.Variables, label(v))
+	}
 	var locals strings.Builder
 	locals.WriteString("locals {\n  # Of this job, when the pattern was put around it.\n")
 	width := len(f.prefix) + len("_network_mode")
@@ -157,12 +198,10 @@ func (j *job) top(f *Fragment, report *Report) ([]edit, error) {
 		fmt.Fprintf(&locals, "  %-*s = %s\n", width, f.prefix+"_"+name, values[i])
 	}
 	locals.WriteString("\n" + indent(f.locals, "  ") + "}\n")
-
-	var own strings.Builder
-	for _, v := range f.variables {
-		own.WriteString(v + "\n")
-		report.Variables = append(report.Variables, label(v))
+	if f.locals == "" { // a fragment that needs nothing of the job
+		locals.Reset()
 	}
+
 	end := j.src
 	var edits []edit
 	if !strings.HasSuffix(end, "\n") {

@@ -28,9 +28,10 @@ Exit code 1: a promise did not hold.`,
 		Example: `  retinue demo leader-election          about a minute
   retinue demo leader-election --json   the same for programs
   retinue demo scatter-gather           a sharded search engine under faults
-  retinue demo work-queue               files through a pipeline that is killed all the time`,
+  retinue demo work-queue               files through a pipeline that is killed all the time
+  retinue demo lifecycle                a server that moves with its state, under load`,
 	}
-	cmd.AddCommand(newDemoLeaderElectionCmd(), newDemoScatterGatherCmd(), newDemoWorkQueueCmd())
+	cmd.AddCommand(newDemoLeaderElectionCmd(), newDemoScatterGatherCmd(), newDemoWorkQueueCmd(), newDemoLifecycleCmd())
 	return cmd
 }
 

@@ -10,7 +10,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"retinue"
 	"retinue/internal/demo/leaderelection"
+	"retinue/internal/demo/lifecycle"
 	"retinue/internal/demo/scattergather"
 	"retinue/internal/demo/workqueue"
 	"retinue/internal/hint"
@@ -22,10 +24,41 @@ func newDemoAppCmd() *cobra.Command {
 		Short: "The application that the demonstrations run under a pattern",
 		Example: `  retinue demo-app leader-election   what the jobspec runs as its main task
   retinue demo-app scatter-gather    what the jobspec runs as its leaf
-  retinue demo-app work-queue        what the jobspec runs for each item`,
+  retinue demo-app work-queue        what the jobspec runs for each item
+  retinue demo-app lifecycle         what the jobspec runs as its server`,
 	}
-	cmd.AddCommand(newDemoAppLeaderElectionCmd(), newDemoAppScatterGatherCmd(), newDemoAppWorkQueueCmd())
+	cmd.AddCommand(newDemoAppLeaderElectionCmd(), newDemoAppScatterGatherCmd(), newDemoAppWorkQueueCmd(), newDemoAppLifecycleCmd())
 	return cmd
+}
+
+func newDemoAppLifecycleCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "lifecycle",
+		Short: "A server that keeps a counter in its memory, and knows the lifecycle driver",
+		Long: `Serves POST /increment?client=NAME&seq=N and GET /value for users, and hooks on
+$RETINUE_SOCK. It is configured by the environment that Nomad and the driver set:
+NOMAD_PORT_http, RETINUE_SOCK, RETINUE_STATE and NOTIFY_SOCKET.`,
+		Example: `  NOMAD_PORT_http=8080 retinue demo-app lifecycle
+  curl -X POST 'http://127.0.0.1:8080/increment?client=me&seq=1'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			port := os.Getenv("NOMAD_PORT_http")
+			if port == "" {
+				return usageError{hint.Wrap(errUnset("NOMAD_PORT_http"), "jobspecs/lifecycle sets it; see `retinue demo-app lifecycle --help`")}
+			}
+			app := lifecycle.App{Listen: net.JoinHostPort(demoHost(os.Getenv), port), Sock: os.Getenv("RETINUE_SOCK"), State: os.Getenv("RETINUE_STATE"),
+				Notify: os.Getenv("NOTIFY_SOCKET"), Version: retinue.Version, Out: cmd.OutOrStdout()}
+			return app.Run(cmd.Context())
+		},
+	}
+}
+
+// demoHost is the address to serve on. In bridge mode the network is the allocation's own; in host mode Nomad names the address to use.
+func demoHost(getenv func(string) string) string {
+	if ip := getenv("NOMAD_HOST_IP_http"); ip != "" && getenv("NOMAD_ALLOC_PORT_http") == getenv("NOMAD_HOST_PORT_http") {
+		return ip
+	}
+	return "0.0.0.0"
 }
 
 func newDemoAppWorkQueueCmd() *cobra.Command {
@@ -121,14 +154,9 @@ func demoAppFromEnv(getenv func(string) string) (leaderelection.App, error) {
 	if id == "" {
 		id, _ = os.Hostname()
 	}
-	// In bridge mode the network is the allocation's own; in host mode Nomad names the address to use.
-	host := "0.0.0.0"
-	if ip := getenv("NOMAD_HOST_IP_http"); ip != "" && getenv("NOMAD_ALLOC_PORT_http") == getenv("NOMAD_HOST_PORT_http") {
-		host = ip
-	}
 	return leaderelection.App{
 		ID:       id,
-		Listen:   net.JoinHostPort(host, getenv("NOMAD_PORT_http")),
+		Listen:   net.JoinHostPort(demoHost(getenv), getenv("NOMAD_PORT_http")),
 		Elector:  getenv("RETINUE_ELECTOR_ADDR"),
 		Election: election,
 		Store:    getenv("DEMO_STORE"),

@@ -20,6 +20,7 @@ var fragments = []struct{ pattern, prefix string }{
 	{"leader-election", "retinue_elector"},
 	{"scatter-gather", "retinue_gather"},
 	{"work-queue", "retinue_queue"},
+	{"lifecycle", "retinue_lifecycle"},
 }
 
 func newInjectCmd() *cobra.Command {
@@ -169,7 +170,11 @@ func printReport(w io.Writer, r compose.Report) {
 	if r.Replaced {
 		verb = "put anew around"
 	}
-	fmt.Fprintf(w, "%s %s task %s of group %s: added task %s", r.Pattern, verb, r.Task, r.Group, strings.Join(r.Tasks, ", "))
+	added := "task " + strings.Join(r.Tasks, ", ")
+	if len(r.Tasks) == 0 {
+		added = strings.Join(r.Settings, ", ") + " to its configuration"
+	}
+	fmt.Fprintf(w, "%s %s task %s of group %s: added %s", r.Pattern, verb, r.Task, r.Group, added)
 	if len(r.Ports) > 0 {
 		fmt.Fprintf(w, " and port %s", strings.Join(r.Ports, ", "))
 	}

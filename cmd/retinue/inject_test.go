@@ -61,7 +61,7 @@ func TestInjectPipe(t *testing.T) {
 func TestInjectWrongUse(t *testing.T) {
 	for line, want := range map[string]string{
 		"inject":                           "between 1 and 2",
-		"inject sidecar /dev/null":         "there are: leader-election, scatter-gather, work-queue",
+		"inject sidecar /dev/null":         "there are: leader-election, scatter-gather, work-queue, lifecycle",
 		"inject leader-election /none":     "no such file",
 		"inject leader-election -w":        "without a file",
 		"inject leader-election /dev/null": "is empty",

@@ -62,7 +62,11 @@ func newTaskListCmd() *cobra.Command {
 			fmt.Fprintln(table, "ALLOC\tTASK\tJOB\tDRIVER\tPHASE\tFOR\tREADY\tHOOKS\tSAYS")
 			for _, t := range tasks {
 				if !t.Managed {
-					fmt.Fprintf(table, "%s\t%s\t%s\t%s\tnot managed\t\t\t\t\n", shortID(t.Alloc), t.Task, t.Job, t.Driver)
+					phase := "not managed"
+					if t.Denied {
+						phase = "needs alloc-exec"
+					}
+					fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t\t\t\t\n", shortID(t.Alloc), t.Task, t.Job, t.Driver, phase)
 					continue
 				}
 				l := t.Lifecycle

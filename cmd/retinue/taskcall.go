@@ -22,6 +22,7 @@ const reachNomad = "NOMAD_ADDR must reach Nomad and NOMAD_TOKEN needs read-job a
 // managedTask is a row of `retinue task ls`.
 type managedTask struct {
 	Managed bool `json:"managed"`
+	Denied  bool `json:"denied,omitempty"` // the token may not ask
 	manage.Description
 }
 
@@ -88,14 +89,20 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		return false, hint.Wrap(fmt.Errorf("ask the driver of task %s of allocation %s: %w", task, shortID(alloc.ID), err),
-			"a task that the lifecycle driver does not run cannot answer; `retinue task ls` shows which it runs. %s", reachNomad)
+		advice := "a task that the lifecycle driver does not run cannot answer; `retinue task ls` shows which it runs. " + reachNomad
+		if denied(err) {
+			advice = "the token needs alloc-exec in the namespace of the task"
+		}
+		return false, hint.Wrap(fmt.Errorf("ask the driver of task %s of allocation %s: %w", task, shortID(alloc.ID), err), "%s", advice)
 	}
 	if code != 0 && code != 1 { // a shell's "not found", most likely
 		return false, unmanaged(shortID(alloc.ID) + "/" + task)
 	}
 	return code == 0, nil
 }
+
+// denied says that Nomad's ACL has refused a request.
+func denied(err error) bool { return err != nil && strings.Contains(err.Error(), "Permission denied") }
 
 func unmanaged(target string) error {
 	return hint.Wrap(fmt.Errorf("the lifecycle driver does not run task %s", target), "install the driver on the client and start the task again: plugins/README.md")
@@ -205,8 +212,10 @@ func listTasks(ctx context.Context, job string) ([]managedTask, error) {
 				alloc := &nomad.Allocation{ID: stub.ID, NodeID: stub.NodeID, Namespace: stub.Namespace}
 				var out bytes.Buffer
 				var d manage.Description
-				if ok, err := execTask(ctx, client, alloc, name, "GET", "/v1/task", "", &out); err == nil && ok && json.Unmarshal(out.Bytes(), &d) == nil && d.Alloc != "" {
-					row = managedTask{true, d}
+				ok, err := execTask(ctx, client, alloc, name, "GET", "/v1/task", "", &out)
+				row.Denied = denied(err)
+				if err == nil && ok && json.Unmarshal(out.Bytes(), &d) == nil && d.Alloc != "" {
+					row.Managed, row.Description = true, d
 				}
 				mu.Lock()
 				defer mu.Unlock()

@@ -35,8 +35,6 @@ type world struct {
 	answered map[uint64]error
 	nextCall uint64
 	phase    Phase
-	edges    int // since the last look
-	events   int
 	crashes  int
 	extended bool
 	stopped  time.Duration // kill_timeout of every stop

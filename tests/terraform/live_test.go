@@ -246,8 +246,8 @@ func TestPolicyIsTheCoordinatorsOwn(t *testing.T) {
 	}
 }
 
-// The modules of the work queue make the jobs that their outputs speak of, and a second plan is empty. That the jobs work is
-// tests/workqueue's to hold: the jobspecs are the same.
+// The modules of the work queue and of the lifecycle make the jobs that their outputs speak of, and a second plan is empty. That the
+// jobs work is held elsewhere (tests/workqueue, tests/driver): the jobspecs are the same.
 func TestQueueModules(t *testing.T) {
 	for pattern, want := range map[string]struct {
 		args    []string
@@ -255,6 +255,7 @@ func TestQueueModules(t *testing.T) {
 		outputs map[string]string
 	}{
 		"work-queue":          {[]string{"-var", "replicas=1", "-var", `worker_args=["$${NOMAD_ALLOC_ID}"]`}, 2, map[string]string{"queue": `"terraform-queue"`, "broker_service": `"terraform-queue-broker"`}},
+		"lifecycle":           {[]string{"-var", "replicas=0"}, 1, map[string]string{"service": `"terraform-queue"`}},
 		"work-queue-pipeline": {[]string{"-var", "queue_url=redis://127.0.0.1:1"}, 3, map[string]string{"queues": `["terraform-queue-words","terraform-queue-count","terraform-queue-top"]`, "broker_service": `""`}},
 	} {
 		t.Run(pattern, func(t *testing.T) {

@@ -35,7 +35,9 @@ func TestDo(t *testing.T) {
 		w.WriteHeader(202)
 		io.WriteString(w, "a long long answer")
 	})
-	app.HandleFunc("POST /redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://169.254.169.254/", 302) })
+	app.HandleFunc("POST /redirect", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
+	})
 	l, err := c.Socket.Listen(0o600)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,14 @@ func Run(opts Options) (code int, err error) {
 	for _, pair := range opts.Environ {
 		name, value, _ := strings.Cut(pair, "=")
 		env[name] = value
+	}
+	if env["RETINUE_API"] != "" {
+		// The lifecycle driver runs this task and its hooks already: there is nothing left to do but be the command.
+		path, err := exec.LookPath(opts.Command[0])
+		if err != nil {
+			return 0, err
+		}
+		return 0, fmt.Errorf("become %s: %w", path, syscall.Exec(path, opts.Command, opts.Environ))
 	}
 	cfg, err := lifecycle.FromMeta(env)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -227,6 +228,21 @@ func TestManage(t *testing.T) {
 	c.signal(syscall.SIGTERM)
 	if code := c.wait(); code != 128+15 {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// Where the lifecycle driver runs the task, the shim is the command and nothing more: hooks would run twice.
+func TestUnderTheDriver(t *testing.T) {
+	t.Setenv("RETINUE_API", "/alloc/tmp/retinue-t.api.sock")
+	c := start(t, map[string]string{"post_start_exec": `["sh", "-c", "touch $NOMAD_TASK_DIR/hook"]`}, `echo $PPID >$NOMAD_TASK_DIR/parent; exit 5`)
+	if code := c.wait(); code != 5 {
+		t.Errorf("exit code %d\n%s", code, c.err.String())
+	}
+	if strings.TrimSpace(c.read("parent")) != strconv.Itoa(os.Getpid()) {
+		t.Errorf("parent %s of %d", c.read("parent"), os.Getpid())
+	}
+	if _, err := os.Stat(filepath.Join(c.local, "hook")); err == nil {
+		t.Error("the hook ran")
 	}
 }
 

@@ -2,10 +2,12 @@ package state
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -223,6 +225,35 @@ func TestDiskFull(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(root, "data/retinue/t/*.tmp")); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// A store that does not answer holds nothing up for longer than the hook's own time.
+func TestStoreAway(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // it accepts and says nothing
+	c, err := consul.NewClient(&consul.Config{Address: l.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := nomad.NewClient(&nomad.Config{Address: "http://" + l.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, store := range map[string]Store{"consul-kv": &Consul{Client: c, Key: "k"}, "nomad-var": &NomadVar{Client: n, Path: "p"}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		k := &Keeper{Store: store}
+		if err := k.Save(ctx, []byte("x")); err == nil || ctx.Err() == nil {
+			t.Errorf("%s: saved: %v", name, err)
+		}
+		var damaged *Damaged
+		if _, found, err := k.Load(ctx); found || err == nil || errors.As(err, &damaged) {
+			t.Errorf("%s: loaded: %v", name, err)
+		}
+		cancel()
 	}
 }
 
