@@ -160,19 +160,15 @@ func TestFailedPostStartIsSeen(t *testing.T) {
 	}
 	defer w.Nomad.Jobs().Deregister("failing", true, nil)
 	harness.Eventually(t, 60*time.Second, "the allocation fails, with the reason", func(context.Context) error {
-		allocs := w.allocs(t, "failing")
-		if len(allocs) == 0 {
-			return fmt.Errorf("no allocation")
+		all := w.allocs(t, "failing")
+		if len(all) == 0 || all[0].ClientStatus != "failed" {
+			return fmt.Errorf("allocations: %+v", all)
 		}
-		stub := allocs[0]
-		if stub.ClientStatus != "failed" {
-			return fmt.Errorf("it is %s", stub.ClientStatus)
-		}
-		for _, e := range stub.TaskStates["app"].Events {
+		for _, e := range all[0].TaskStates["app"].Events {
 			if strings.Contains(e.DisplayMessage, "post_start: exit code 3: no schema") {
 				return nil
 			}
 		}
-		return fmt.Errorf("events: %+v", stub.TaskStates["app"].Events)
+		return fmt.Errorf("events: %+v", all[0].TaskStates["app"].Events)
 	})
 }
