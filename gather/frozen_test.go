@@ -204,7 +204,7 @@ func TestFrozenReplica(t *testing.T) {
 	}{
 		"few shards":                       {shards: 4, clients: 8, warm: 40, most: time.Second},
 		"one client":                       {shards: 4, clients: 1, warm: 200, most: time.Second},
-		"many shards":                      {shards: 30, clients: 4, warm: 5, most: time.Second},
+		"many shards":                      {shards: 20, clients: 4, warm: 7, most: time.Second},
 		"after an idle minute":             {shards: 10, clients: 30, warm: 5, idle: time.Minute, most: time.Second},
 		"a root that has measured nothing": {shards: 10, clients: 40, change: func(s *Settings) { s.Retry.Budget = "1%" }, most: deadline * 2 / 3},
 		"too few calls for an ejection":    {shards: 30, clients: 2, most: deadline * 2 / 3},
@@ -226,12 +226,12 @@ func TestFrozenReplica(t *testing.T) {
 					time.Sleep(time.Millisecond) // with everything under way
 					w.freeze(true, c.gone)
 				}()
-				took := w.clients(t, c.clients, 10, 0)
+				took := w.clients(t, c.clients, 5, 0)
 				if slowest := took[len(took)-1]; slowest > c.most {
 					t.Errorf("the slowest of %d requests took %s, want at most %s", len(took), slowest, c.most)
 				}
 				// For as long as it lasts nobody waits for them but single probes.
-				if took = w.clients(t, 2, 40, 300*time.Millisecond); took[len(took)-1] > c.most {
+				if took = w.clients(t, 2, 20, 600*time.Millisecond); took[len(took)-1] > c.most {
 					t.Errorf("later the slowest took %s", took[len(took)-1])
 				}
 				synctest.Wait()
@@ -241,7 +241,7 @@ func TestFrozenReplica(t *testing.T) {
 					}
 				}
 				w.freeze(false, false)
-				w.clients(t, 1, 40, 2*time.Second)
+				w.clients(t, 1, 25, 2*time.Second)
 				if _, out := w.root.fleet.count(); out != 0 {
 					t.Errorf("%d replicas did not come back", out)
 				}
@@ -252,7 +252,7 @@ func TestFrozenReplica(t *testing.T) {
 
 // TestOutageIsNotMultiplied: nothing answers any more, or everything is late. The load grows by no more than the budgets say.
 func TestOutageIsNotMultiplied(t *testing.T) {
-	const shards, clients, requests = 10, 20, 15
+	const shards, clients, requests = 10, 20, 8
 	for name, hit := range map[string]func(l *bubbleLeaf){
 		"nothing answers":    func(l *bubbleLeaf) { l.frozen.Store(true) },
 		"everything is late": func(l *bubbleLeaf) { l.takes.Store(int64(600 * time.Millisecond)) },
