@@ -12,7 +12,7 @@ import (
 	"retinue/tests/brokers"
 )
 
-const queueSetup = "Each broker is one server on loopback, as fast as it is safe against a kill -9 (Redis: `appendfsync everysec`; RabbitMQ: quorum queues). Every contender is a process of its own with %[1]d calls at once, " +
+const queueSetup = "Each broker is one server on loopback, as it is commonly run (Redis: `appendfsync everysec`; RabbitMQ: quorum queues). Every contender is a process of its own with %[1]d calls at once, " +
 	"and takes what has been published before: items/s are those from the first twentieth of the items to the last. *Loop* is what people write by hand on the same client library: receive, call the same worker, " +
 	"acknowledge, and nothing else: it keeps no lease, counts no attempt and commits no output. `retinue coordinator` runs with `commit = \"none\"` beside the HTTP loop, and with `commit = \"rename\"` where it says so. Celery runs prefork with acks_late, " +
 	"asynq in its own process; the tasks of both do nothing, and there is no call to a worker. The contenders take turns in random order within each round. " +
