@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -81,15 +80,9 @@ func newLocal(e endpoint, conns int) *local {
 	return &local{url: e.url.String(), transport: t}
 }
 
-// ballastBytes are never touched, so that they take address space and no memory. But they count in the heap: without them the few
-// MiB that live in a root have the garbage collector run after every few MiB of answers, which was a tenth of the root's processor time.
-const ballastBytes = 16 << 20
-
 // Serve answers clients on l until ctx ends; then requests under way have until the longest deadline.
 func (root *Root) Serve(ctx context.Context, l net.Listener) error {
 	grace := root.cfg.DeadlineMax + time.Second
-	ballast := make([]byte, ballastBytes)
-	defer runtime.KeepAlive(ballast)
 	srv := &http.Server{Handler: root, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		WriteTimeout: root.cfg.DeadlineMax + 30*time.Second, ErrorLog: root.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug})}
 	done := make(chan error, 1)
