@@ -19,7 +19,7 @@ resource "nomad_acl_policy" "helper" {
 
   rules_hcl = <<-EOT
     namespace "${var.namespace}" {
-      capabilities = ${jsonencode(local.rules[var.pattern])}
+      capabilities = [${join(", ", [for right in local.rules[var.pattern] : "\"${right}\""])}]
     }
   EOT
 
