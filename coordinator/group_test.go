@@ -134,6 +134,16 @@ func (s *stage) partFor(t *testing.T, id, body string, headers map[string]string
 	}
 }
 
+// settled waits until everything that follows from the items of a queue is done: they have been acknowledged.
+func settled(t *testing.T, broker *memory.Broker, queue string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); len(broker.Items(queue)) > 0; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left: %v", broker.Items(queue))
+		}
+	}
+}
+
 // The count comes with the last part, or from a person; a dead part holds its group up until it is tried again, and is the same part then.
 func TestGroupSizes(t *testing.T) {
 	broker, p := memory.New(), commit.Journal{KV: &memoryKV{}}
@@ -144,6 +154,7 @@ func TestGroupSizes(t *testing.T) {
 		if _, got := s.call(t, "GET", "/v1/items/"+id+"?wait=60s", ""); got["state"] != state {
 			t.Fatalf("%v", got)
 		}
+		settled(t, broker, "parts")
 	}
 	member := func(size string) map[string]string {
 		h := map[string]string{"Group-Id": "g 1"}
@@ -261,11 +272,7 @@ func TestKilledBeforeFanIn(t *testing.T) {
 			if _, got := last.call(t, "GET", "/v1/items/g/parts/all?wait=60s", ""); got["state"] != "done" {
 				t.Fatalf("%v", got)
 			}
-			for end := time.Now().Add(time.Minute); len(broker.Items("parts")) > 0; time.Sleep(5 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("left: %v", broker.Items("parts"))
-				}
-			}
+			settled(t, broker, "parts")
 			box.mu.Lock()
 			defer box.mu.Unlock()
 			runs.mu.Lock()
@@ -302,6 +309,7 @@ func TestForgetGroups(t *testing.T) {
 	for _, id := range []string{"a", "b"} {
 		s.call(t, "GET", "/v1/items/"+id+"?wait=60s", "")
 	}
+	settled(t, broker, "parts")
 	if n, err := s.Coordinator.forget(t.Context(), time.Now().Add(week), time.Hour); n != 1 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}

@@ -102,8 +102,7 @@ func TestInputsAndArtifacts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	text := new(strings.Builder)
-	if _, err := fmt.Fprint(text, readAll(t, resp)); err != nil || !strings.Contains(text.String(), `retinue_queue_inputs_total{outcome="fetched",queue="second"} 1`) {
+	if text := readAll(t, resp); !strings.Contains(text, `retinue_queue_inputs_total{outcome="fetched",queue="second"} 1`) {
 		t.Errorf("metrics: %s", text)
 	}
 }

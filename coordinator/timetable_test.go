@@ -105,9 +105,7 @@ func TestTickOnce(t *testing.T) {
 			if !late.times.tick(t.Context(), 0, tick.Add(-time.Hour), now) || late.times.list()[0].How != "missed" {
 				t.Errorf("%+v", late.times.list())
 			}
-			if left := broker.Items("q"); len(left) != 0 {
-				t.Errorf("left: %v", left)
-			}
+			settled(t, broker, "q")
 			runs.mu.Lock()
 			defer runs.mu.Unlock()
 			if len(runs.n) != 1 || runs.n[id] != 1 {
