@@ -19,8 +19,27 @@ import (
 	"retinue/tests/harness"
 )
 
+// onClient2 places a job on the client whose agent no test kills: there the plugin's
+// processes are children of the agent. One that was taken over is nobody's child.
+func onClient2(job *nomad.Job) *nomad.Job {
+	return job.Constrain(nomad.NewConstraint("${node.unique.name}", "=", "client-2"))
+}
+
+// kill ends a process of the plugin, and returns which it was.
+func (w *world) kill(t *testing.T, node, program, driver string) int {
+	t.Helper()
+	pid := w.pluginProcess(t, node, program, driver)
+	if pid <= 0 { // 0 would be this test's own process group
+		t.Fatalf("no %s of %s on %s", program, driver, node)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 // pluginProcess finds a process of the plugin on a node by its arguments: the agent's own
-// child, or the child of that.
+// child, or the child of that. 0: there is none.
 func (w *world) pluginProcess(t *testing.T, node, program, driver string) int {
 	t.Helper()
 	agent, err := w.Agent("nomad-" + node)
@@ -109,15 +128,9 @@ func TestPluginAndInnerKilled(t *testing.T) {
 		for _, program := range []string{"retinue-driver", "retinue-inner"} {
 			t.Run(driver+"/"+program, func(t *testing.T) {
 				id := "killed-" + driver + "-" + program
-				a := w.run(t, w.job(id, driver, block()))
+				a := w.run(t, onClient2(w.job(id, driver, block())))
 				a.ask(t, "POST", "/inc")
-				pid := w.pluginProcess(t, a.node, program, driver)
-				if pid == 0 {
-					t.Fatalf("no %s of %s on %s", program, driver, a.node)
-				}
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+				pid := w.kill(t, a.node, program, driver)
 				harness.Eventually(t, 60*time.Second, "there are new processes", func(context.Context) error {
 					for _, p := range []string{"retinue-driver", "retinue-inner"} {
 						if now := w.pluginProcess(t, a.node, p, driver); now == 0 || now == pid {
@@ -265,7 +278,7 @@ func TestPauseContainerDoesNotLeak(t *testing.T) {
 	}
 	job := w.job("bridged", devcluster.DriverDocker, nil)
 	job.TaskGroups[0].Networks = []*nomad.NetworkResource{{Mode: "bridge"}}
-	a := w.run(t, job)
+	a := w.run(t, onClient2(job))
 	a.ask(t, "POST", "/inc")
 	pause := func() string {
 		out, err := exec.Command("docker", "ps", "-aq", "--filter", "name=nomad_init_"+a.id).CombinedOutput()
@@ -277,9 +290,7 @@ func TestPauseContainerDoesNotLeak(t *testing.T) {
 	if pause() == "" {
 		t.Fatal("there is no pause container: this test tests nothing")
 	}
-	if err := syscall.Kill(w.pluginProcess(t, a.node, "retinue-driver", devcluster.DriverDocker), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	w.kill(t, a.node, "retinue-driver", devcluster.DriverDocker)
 	a.recovered(t)
 	if _, _, err := w.Nomad.Jobs().Deregister("bridged", true, nil); err != nil {
 		t.Fatal(err)
