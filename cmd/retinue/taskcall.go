@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
 
@@ -76,8 +77,23 @@ func runningTasks(states map[string]*nomad.TaskState) []string {
 	return names
 }
 
+const probe = "/v1/task"
+
+var errNoAnswer = errors.New("no answer")
+
 // execTask sends one request to the task's driver; the answer goes to stdout. ok: its status was 2xx.
 func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation, task, method, path, body string, stdout io.Writer) (ok bool, err error) {
+	// Another driver may take the command line for a program of the task, and never answer. The lifecycle driver answers
+	// this question at once, so it comes before every other.
+	if path != probe {
+		if _, err := execTask(ctx, client, alloc, task, "GET", probe, "", io.Discard); err != nil {
+			return false, err
+		}
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, 15*time.Second, errNoAnswer)
+		defer cancel()
+	}
 	command := []string{manage.Prefix, method, path}
 	if body != "" {
 		command = append(command, body)
@@ -86,6 +102,9 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 	var stderr bytes.Buffer
 	code, err := client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), stdout, &stderr, sizes, nil)
 	if err != nil {
+		if errors.Is(context.Cause(ctx), errNoAnswer) {
+			return false, unmanaged(shortID(alloc.ID) + "/" + task)
+		}
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
