@@ -86,6 +86,12 @@ func (a *answering) answer(total time.Duration) {
 		a.refuse(ref)
 		return
 	}
+	leave, ref := a.admitted(ctx, total*3/4)
+	if ref != nil {
+		a.refuse(ref)
+		return
+	}
+	defer leave()
 	if root.cfg.Stream {
 		a.out = newStream(a)
 	}
@@ -106,6 +112,21 @@ func (a *answering) answer(total time.Duration) {
 	default:
 		a.deliver(ctx, merge)
 	}
+}
+
+// admitted waits in line for room, for so long: longer than calls wait for a replica that froze. What is left of the deadline then
+// has to do for the leaves.
+func (a *answering) admitted(ctx context.Context, limit time.Duration) (leave func(), ref *refusal) {
+	wait, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	leave, err := a.root.admission.admit(wait, &a.req.claim, len(a.req.shards))
+	switch {
+	case err == nil:
+		return leave, nil
+	case a.r.Context().Err() != nil:
+		return nil, &refusal{status: statusClientGone, cause: "client_gone", detail: "the client went away"}
+	}
+	return nil, &refusal{http.StatusServiceUnavailable, "overloaded", "requests under way take all the memory that limit-gathered allows, and three quarters of the deadline passed"}
 }
 
 // deliver lets the merge finish, and writes its answer.

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Memory bounds what all requests hold of bodies. Who wants more than there is waits: a leaf is then read more slowly, and the
+// Memory bounds what all requests hold: bodies, and what their leaf calls take. Who wants more than there is waits: a leaf is then read more slowly, and the
 // request's deadline decides. One request at a time may go beyond the bound, by one body after the other: otherwise many that are
 // half read would wait for each other. It goes on with the next body when one was given back, or is kept to the request's end.
 type Memory struct {
@@ -21,8 +21,8 @@ type Memory struct {
 // NewMemory returns a bound of so many bytes.
 func NewMemory(limit int64) *Memory { return &Memory{limit: limit} }
 
-// claim is what one request holds, in bytes. Its memory's lock guards it.
-type claim struct{ bytes int64 }
+// claim is what one request holds, in bytes, and the most it held so far. Its memory's lock guards it.
+type claim struct{ bytes, most int64 }
 
 // hold is what one body takes. Its zero value holds nothing.
 type hold struct {
@@ -43,6 +43,7 @@ func (h *hold) grow(ctx context.Context, n int64) error {
 		if m.used+more <= m.limit || m.body == h {
 			m.used += more
 			h.of.bytes += more
+			h.of.most = max(h.of.most, h.of.bytes)
 			h.bytes = n
 			m.mu.Unlock()
 			return nil
@@ -99,6 +100,20 @@ func (m *Memory) wake() {
 		close(m.freed)
 		m.freed = nil
 	}
+}
+
+// goesBeyond says whether it is this request that may go beyond the bound.
+func (m *Memory) goesBeyond(of *claim) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.over == of
+}
+
+// most returns the most that a request held.
+func (m *Memory) most(of *claim) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return of.most
 }
 
 // Used returns what is held now.

@@ -40,6 +40,8 @@ var mutants = []struct {
 	{"a partial answer that caches may keep", "http.go", "		h[\"Cache-Control\"] = []string{\"no-store\"}\n	}\n	if a.req.applied", "		if !MUTANT { h[\"Cache-Control\"] = []string{\"no-store\"} }\n	}\n	if a.req.applied", "TestPolicies"},
 	{"a request that takes the whole budget", "gathering.go", "if g.hedges >= max(fewHedges, len(g.shards)/10) {", "if !MUTANT && g.hedges >= max(fewHedges, len(g.shards)/10) {", "TestOneRequestDoesNotTakeTheBudget"},
 	{"bodies of one request that wait for each other", "memory.go", "(m.over == nil || m.over == h.of)", "(m.over == nil || !MUTANT && m.over == h.of)", "TestMemoryEndsNobodysProgress"},
+	{"requests that do not stand in line", "admission.go", "min(fixed+int64(calls)*a.usual.Load(), a.limit)", "min(fixed+int64(calls)*a.usual.Load(), a.limit); if MUTANT { need = 0 }", "TestRequestsStandInLine"},
+	{"requests that wait for those that wait for them", "admission.go", "if a.memory.goesBeyond(of) {", "if !MUTANT && a.memory.goesBeyond(of) {", "TestWhoGoesBeyondTheBoundNeedNotWait"},
 	{"memory that is not given back", "gathering.go", "				late.result.answer.release()", "				if !MUTANT { late.result.answer.release() }", "TestNothingLeaks"},
 	{"a last resort beside leaves that pass", "fleet.go", "		if len(use) > 0 {", "		if !MUTANT && len(use) > 0 || MUTANT && len(others[shard]) == 0 {", "TestLastResort"},
 	{"a useless last resort that every request waits for", "replica.go", "if m.checks == nil && !mayEject(", "if (m.checks == nil || MUTANT) && !mayEject(", "TestUselessLastResort"},

@@ -23,6 +23,7 @@ type Root struct {
 	hedger    *Hedger
 	retries   *Budget
 	memory    *Memory
+	admission *Admission
 	metrics   *metrics
 	timelines *timelines
 	mergeTime *Quantile
@@ -42,6 +43,7 @@ type Root struct {
 func New(cfg Config, clk clock.Clock, log hclog.Logger) (*Root, error) {
 	root := &Root{cfg: cfg, clock: clk, log: log, started: time.Now(), hedger: NewHedger(cfg.Hedge), retries: NewBudget(cfg.Retry, retryReserve(&cfg), false),
 		memory: NewMemory(cfg.MaxGathered), timelines: newTimelines(), mergeTime: &Quantile{}, total: &Quantile{}, forwarded: cfg.forwarded()}
+	root.admission = NewAdmission(root.memory)
 	root.fleet = newFleet(&root.cfg)
 	for i := range cfg.Shards {
 		root.all = append(root.all, i)

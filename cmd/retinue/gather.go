@@ -97,7 +97,7 @@ func (f *gatherFlags) add(cmd *cobra.Command) {
 
 	flags.StringVar(&s.Limits.Request, "limit-request", s.Limits.Request, "size of a request's body")
 	flags.StringVar(&s.Limits.LeafResponse, "limit-leaf", s.Limits.LeafResponse, "size of one leaf's answer")
-	flags.StringVar(&s.Limits.Gathered, "limit-gathered", s.Limits.Gathered, "size of all answers held at once")
+	flags.StringVar(&s.Limits.Gathered, "limit-gathered", s.Limits.Gathered, "size of all answers held at once, and 40 KiB for each leaf call; further requests wait")
 	flags.IntVar(&s.Limits.Concurrent, "limit-concurrent", s.Limits.Concurrent, "requests at once; further ones get 503")
 }
 
@@ -200,19 +200,21 @@ func openAdmin(addresses []string) (listeners []net.Listener, err error) {
 }
 
 // boundHeap tells the garbage collector what a root needs. Its heap is a few MiB, so that by default every few MiB of answers would
-// be a collection, a tenth of its processor time: it may grow to five times of what lives. But not beyond the answers that may be
-// held at once, and what a root takes without them. GOGC and GOMEMLIMIT, where they are set, count more.
+// be a collection, a tenth of its processor time: it may grow to five times of what lives. But not beyond what may be held
+// at once, and what a root takes without that. GOGC and GOMEMLIMIT, where they are set, count more.
 func boundHeap(gathered int64, getenv func(string) string) {
 	if getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
 	if getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(gathered + rootBytes)
+		debug.SetMemoryLimit(max(gathered, leastHeap) + rootBytes)
 	}
 }
 
-// rootBytes is what a root may take besides the answers that it holds.
-const rootBytes = 24 << 20
+const (
+	rootBytes = 6 << 20  // the heap of a root that does nothing. Its program, some 20 MiB in memory, does not count here
+	leastHeap = 24 << 20 // below, the garbage collector would be busy with no answer held
+)
 
 // runGather serves until ctx ends. The admin API stays until the last request is answered.
 func runGather(ctx context.Context, root *gather.Root, client *consulkit.Client, public net.Listener, admin []net.Listener, log hclog.Logger) error {

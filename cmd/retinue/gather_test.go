@@ -50,6 +50,7 @@ func TestGatherWrongUse(t *testing.T) {
 		"gather check":                             "nothing to check",
 		"gather check --merge sum":                 "built in",
 		"gather query nowhere":                     "is no URL",
+		"gather query ftp://x/y?q=1":               "Hint: write http://x/y?q=1",
 		"gather top --admin nowhere":               "has no scheme",
 		"gather explain x":                         "no root named",
 		"gather --leaf 0=http://a:1 --deadline 3s": "deadline",

@@ -61,6 +61,9 @@ timeline of every leaf call. Exit code 1: the root answered with an error.`,
 			if err != nil || u.Scheme == "" || u.Host == "" {
 				return usageError{hint.Wrap(fmt.Errorf("%q is no URL", args[0]), "write http://HOST:PORT/path?query")}
 			}
+			if u.Scheme != "http" && u.Scheme != "https" {
+				return usageError{hint.Wrap(fmt.Errorf("a root does not speak %s", u.Scheme), "write http://%s%s", u.Host, u.RequestURI())}
+			}
 			body := io.Reader(nil)
 			if data != "" {
 				body = strings.NewReader(data)
