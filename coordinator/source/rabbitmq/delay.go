@@ -32,9 +32,9 @@ func step(d time.Duration) time.Duration {
 	return d / unit * unit
 }
 
-// waiting are the arguments of a queue that passes its messages on to a class after a time. A queue of a delay has no end: the
-// broker counts the time that it is down as unused, and deletes what has expired then with the messages in it. A class has 9 for
-// each power of ten of the delays that were used.
+// waiting are the arguments of a queue that passes its messages on to a class after a time. A queue of a delay has no x-expires: the
+// time that the broker is down would count as unused, and what expires goes with its messages. A class has 9 for each power of ten
+// of the delays that were used.
 func (c *Config) waiting(class int, ttl time.Duration) amqp.Table {
 	return amqp.Table{
 		"x-queue-type":              "quorum",

@@ -304,7 +304,7 @@ func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 		return source.ErrLost
 	}
 	age := time.Since(h.since)
-	if age < s.cfg.moveAt()/2 {
+	if age < s.cfg.moveAt()/4 {
 		return nil
 	}
 	// Our own queue is made long before it is needed, so that it has grown up then.
@@ -312,7 +312,7 @@ func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	if err != nil {
 		return err
 	}
-	if age < s.cfg.moveAt() || old < min(s.cfg.grown, s.cfg.moveAt()/2) {
+	if age < s.cfg.moveAt() || old < min(s.cfg.grown, s.cfg.moveAt()/4) {
 		return nil
 	}
 	// A move that was given up half way would leave a copy for others: it is ended, whatever the caller does.
