@@ -98,9 +98,16 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 	if body != "" {
 		command = append(command, body)
 	}
-	sizes := make(chan nomad.TerminalSize)
-	var stderr bytes.Buffer
-	code, err := client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), stdout, &stderr, sizes, nil)
+	written := &written{w: stdout}
+	var code int
+	for try := 1; ; try++ {
+		sizes := make(chan nomad.TerminalSize)
+		code, err = client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), written, io.Discard, sizes, nil)
+		// Nomad's stream of a short command can end before its answer. A question may be asked again.
+		if err == nil || ctx.Err() != nil || method != "GET" || written.n > 0 || try == 3 || !strings.Contains(err.Error(), "EOF") {
+			break
+		}
+	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errNoAnswer) {
 			return false, unmanaged(shortID(alloc.ID) + "/" + task)
@@ -118,6 +125,18 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 		return false, unmanaged(shortID(alloc.ID) + "/" + task)
 	}
 	return code == 0, nil
+}
+
+// written counts what is written.
+type written struct {
+	w io.Writer
+	n int
+}
+
+func (w *written) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	w.n += n
+	return n, err
 }
 
 // denied says that Nomad's ACL has refused a request.

@@ -10,8 +10,9 @@
 // process dies, that queue gives it back by the time to live of its messages.
 //
 // Delays are queues too: a message waits in one for every digit of its delay,
-// and what is left below 100 ms is waited for here. All copies are confirmed
-// before the original is acknowledged, and dead lettering is at least once, so
+// and what is left below a second is waited for here. All copies are confirmed
+// before the original is acknowledged, dead lettering is at least once, and no
+// copy goes into a queue that is too young to survive a kill of the broker, so
 // a kill at any moment may double a delivery but loses nothing.
 //
 // A producer without this package publishes to the default exchange with the
@@ -42,15 +43,11 @@ type Config struct {
 	// ConsumerTimeout is what the broker is configured with. Default 30m, its own default.
 	ConsumerTimeout time.Duration
 	source.Options
+
+	grown time.Duration // age at which a queue survives a kill of the broker; tests have no time
 }
 
-const (
-	maxBody = 16 << 20 // the default limit of RabbitMQ 4
-	// shortest is the smallest delay that is worth a queue. What is less is waited for by who receives: a queue costs the broker a
-	// copy, and may not survive its kill while it is young.
-	shortest = time.Second
-	maxDelay = 20 * 24 * time.Hour // below the broker's 2^32-1 ms, and queues of that age are no queues
-)
+const maxBody = 16 << 20 // the default limit of RabbitMQ 4
 
 func (c *Config) queue(class int) string { return fmt.Sprintf("queue.%s.%d", c.Queue, class) }
 
@@ -61,15 +58,6 @@ func (c *Config) heldQueue(class int) string {
 
 // moveAt is the age of a delivery at which it is moved.
 func (c *Config) moveAt() time.Duration { return c.ConsumerTimeout / 2 }
-
-// step is the longest delay queue that is not too long: one digit and zeros.
-func step(d time.Duration) time.Duration {
-	unit := shortest
-	for d/unit >= 10 {
-		unit *= 10
-	}
-	return d / unit * unit
-}
 
 // dial connects. A context cannot end the handshake, a deadline does.
 func (c *Config) dial(ctx context.Context) (*amqp.Connection, error) {
@@ -112,20 +100,6 @@ func (c *Config) declare(conn *amqp.Connection) error {
 		}
 	}
 	return nil
-}
-
-// waiting are the arguments of a queue that passes its messages on to a class after a time. It goes when it was not declared
-// for longer than that.
-func (c *Config) waiting(class int, ttl time.Duration) amqp.Table {
-	return amqp.Table{
-		"x-queue-type":              "quorum",
-		"x-message-ttl":             ttl.Milliseconds(),
-		"x-expires":                 (ttl + 10*time.Minute).Milliseconds(),
-		"x-overflow":                "reject-publish",
-		"x-dead-letter-strategy":    "at-least-once",
-		"x-dead-letter-exchange":    "",
-		"x-dead-letter-routing-key": c.queue(class),
-	}
 }
 
 func major(version string) int {

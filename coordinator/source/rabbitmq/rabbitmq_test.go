@@ -29,24 +29,25 @@ func TestMain(m *testing.M) {
 
 func TestContract(t *testing.T) {
 	t.Parallel()
-	sourcetest.Run(t, harness(t, 30*time.Minute))
+	sourcetest.Run(t, harness(t, 30*time.Minute, 2*time.Second))
 }
 
 // A message is kept for longer than consumer_timeout, half an hour where nobody changes it.
 func TestHold(t *testing.T) {
 	t.Parallel()
 	const timeout = 6 * time.Second
-	sourcetest.RunHold(t, harness(t, timeout), timeout)
+	sourcetest.RunHold(t, harness(t, timeout, 0), timeout)
 }
 
-func harness(t *testing.T, timeout time.Duration) sourcetest.Harness {
+// harness starts a broker. Queues count as grown up after a time; 0 is the time of everywhere else.
+func harness(t *testing.T, timeout, grown time.Duration) sourcetest.Harness {
 	var addr string
 	srv := start(t, &addr, timeout)
 	at := func(addr, password string) string {
 		return (&url.URL{Scheme: "amqp", User: url.UserPassword("guest", password), Host: addr}).String()
 	}
 	open := func(ctx context.Context, addr, password string, o source.Options) (source.Source, error) {
-		s, err := Open(ctx, Config{URL: at(addr, password), ConsumerTimeout: timeout, Options: o})
+		s, err := Open(ctx, Config{URL: at(addr, password), ConsumerTimeout: timeout, Options: o, grown: grown})
 		if err != nil {
 			return nil, err
 		}

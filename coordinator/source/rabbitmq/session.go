@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -27,8 +28,10 @@ type session struct {
 
 	mu        sync.Mutex
 	consuming bool
+	resting   atomic.Bool // what was taken goes back
 	readers   sync.WaitGroup
-	held      map[int]bool                  // classes whose own queue is consumed
+	held      map[int]time.Time             // classes whose own queue is consumed, and since when
+	delays    map[string]time.Time          // queues of delays that were declared, and when
 	moving    map[string]chan amqp.Delivery // copies on their way to the own queue
 }
 
@@ -39,7 +42,7 @@ func (s *Source) newSession(ctx context.Context) (*session, error) {
 	}
 	se := &session{
 		s: s, conn: conn, dead: make(chan struct{}), barriers: make(chan chan error), drained: make(chan chan map[string]bool),
-		held: map[int]bool{}, moving: map[string]chan amqp.Delivery{},
+		held: map[int]time.Time{}, delays: map[string]time.Time{}, moving: map[string]chan amqp.Delivery{},
 	}
 	if err := se.setUp(); err != nil {
 		conn.Close()
@@ -197,6 +200,7 @@ func (se *session) publish(ctx context.Context, pubs ...publication) error {
 	back := <-ask
 	for _, p := range pubs {
 		if back[p.msg.MessageId] {
+			se.forget(p.queue)
 			return fmt.Errorf("%w: the queue %s is gone", source.ErrUnavailable, p.queue)
 		}
 	}
@@ -214,6 +218,7 @@ func (se *session) consume() error {
 		return err
 	}
 	se.consuming = true
+	se.resting.Store(false)
 	for class := range se.s.cfg.Classes {
 		in, err := se.in.Consume(se.s.cfg.queue(class), tag(class), false, false, false, false, nil)
 		if err != nil {
@@ -244,6 +249,7 @@ func (se *session) rest() error {
 		return nil
 	}
 	se.consuming = false
+	se.resting.Store(true)
 	for class := range se.s.cfg.Classes {
 		if err := se.in.Cancel(tag(class), false); err != nil {
 			return err
@@ -255,9 +261,6 @@ func (se *session) rest() error {
 
 // move sends a copy of a message to our own queue and takes it from there: a new delivery, with a new limit.
 func (se *session) move(ctx context.Context, m *source.Message, msg amqp.Publishing) (amqp.Delivery, error) {
-	if err := se.consumeHeld(m.Class); err != nil {
-		return amqp.Delivery{}, err
-	}
 	token := source.NewID()
 	msg.Headers = maps.Clone(msg.Headers)
 	msg.Headers[headerMove] = token
@@ -283,25 +286,29 @@ func (se *session) move(ctx context.Context, m *source.Message, msg amqp.Publish
 	}
 }
 
-func (se *session) consumeHeld(class int) error {
+// consumeHeld declares our own queue and takes what comes there. It says for how long it has done so.
+func (se *session) consumeHeld(class int) (time.Duration, error) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
-	if se.held[class] {
-		return nil
+	if since, ok := se.held[class]; ok {
+		return time.Since(since), nil
 	}
 	ch, err := se.conn.Channel()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	name := se.s.cfg.heldQueue(class)
-	if _, err := ch.QueueDeclare(name, true, false, false, false, se.s.cfg.waiting(class, max(se.s.cfg.Lease, time.Second))); err != nil {
-		return err
+	args := se.s.cfg.waiting(class, max(se.s.cfg.Lease, time.Second))
+	// Its name is this process's. It must not go while a copy may be in it: the time runs on while the broker is down.
+	args["x-expires"] = (7 * 24 * time.Hour).Milliseconds()
+	if _, err := ch.QueueDeclare(name, true, false, false, false, args); err != nil {
+		return 0, err
 	}
 	in, err := ch.Consume(name, "held", false, true, false, false, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	se.held[class] = true
+	se.held[class] = time.Now()
 	go func() {
 		for d := range in {
 			token, _ := d.Headers[headerMove].(string)
@@ -316,7 +323,7 @@ func (se *session) consumeHeld(class int) error {
 			arrival <- d
 		}
 	}()
-	return nil
+	return 0, nil
 }
 
 // headerMove names a copy on its way to the own queue.

@@ -62,6 +62,9 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 	if c.ConsumerTimeout == 0 {
 		c.ConsumerTimeout = 30 * time.Minute
 	}
+	if c.grown == 0 {
+		c.grown = grown
+	}
 	s := &Source{
 		cfg: c, held: ledger.New[*hold](c.Lease), classes: source.Classes{N: c.Classes}, events: make(chan struct{}, 1), closed: make(chan struct{}),
 	}
@@ -205,34 +208,16 @@ func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error
 	}
 }
 
-// arrived gets each delivery of a class.
-func (s *Source) arrived(se *session, class int, d amqp.Delivery) {
-	a, due := s.message(se, class, d)
-	left := time.Until(due)
-	if due.IsZero() || left <= 0 {
-		s.offer(a)
-		return
-	}
-	// Early: the queues of its delay have coarse times. What little is left is waited for here.
-	if left < shortest {
-		time.AfterFunc(left, func() { s.offer(a) })
-		return
-	}
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.delay(ctx, a.m, a.h, due, a.m.Deliveries-1); err != nil {
-			a.h.d.Nack(false, true)
-		}
-	}()
-}
-
 func (s *Source) offer(a arrival) {
 	s.mu.Lock()
-	if a.h.se.alive() {
+	rests := a.h.se.resting.Load()
+	if a.h.se.alive() && !rests {
 		s.ahead[a.m.Class] = append(s.ahead[a.m.Class], a)
 	}
 	s.mu.Unlock()
+	if rests { // it waited here for its time, and nobody asks any more
+		a.h.d.Nack(false, true) // an error is the end of the session, which returns it too
+	}
 	s.wake()
 }
 
@@ -318,7 +303,16 @@ func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	if !h.se.alive() {
 		return source.ErrLost
 	}
-	if time.Since(h.since) < s.cfg.moveAt() {
+	age := time.Since(h.since)
+	if age < s.cfg.moveAt()/4 {
+		return nil
+	}
+	// Our own queue is made long before it is needed, so that it has grown up then.
+	old, err := h.se.consumeHeld(m.Class)
+	if err != nil {
+		return err
+	}
+	if age < s.cfg.moveAt() || old < min(s.cfg.grown, s.cfg.moveAt()/4) {
 		return nil
 	}
 	// A move that was given up half way would leave a copy for others: it is ended, whatever the caller does.
@@ -406,37 +400,6 @@ func (s *Source) verdict(ctx context.Context, verb string, ms []*source.Message,
 	return failed.Err()
 }
 
-// delay puts a copy into the queue that fits what is left of a delay, then ends the original.
-func (s *Source) delay(ctx context.Context, m *source.Message, h *hold, due time.Time, deliveries int) error {
-	msg := copyOf(h.d, deliveries)
-	if err := s.park(ctx, h.se, m.Class, msg, due); err != nil {
-		return err
-	}
-	return h.d.Ack(false)
-}
-
-// park publishes a message into a queue of a delay. It stands there not longer than its queue's time, and is looked at again
-// when it comes out.
-func (s *Source) park(ctx context.Context, se *session, class int, msg amqp.Publishing, due time.Time) error {
-	msg.Headers[ledger.HeaderDue] = strconv.FormatInt(due.UnixMilli(), 10)
-	left := time.Until(due)
-	name := s.cfg.queue(class)
-	if left >= shortest {
-		ttl := step(left)
-		name = fmt.Sprintf("%s.delay.%d", name, ttl.Milliseconds())
-		ch, err := se.conn.Channel()
-		if err != nil {
-			return err
-		}
-		defer ch.Close()
-		// Each time, so that it does not expire with the message in it.
-		if _, err := ch.QueueDeclare(name, true, false, false, false, s.cfg.waiting(class, ttl)); err != nil {
-			return err
-		}
-	}
-	return se.publish(ctx, publication{name, msg})
-}
-
 // Publish implements source.Source.
 func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	if err := s.check(ctx); err != nil {
@@ -478,13 +441,13 @@ func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 			headers[name] = value
 		}
 		msg := amqp.Publishing{Headers: headers, Body: out.Body, MessageId: out.ID, Timestamp: now, DeliveryMode: amqp.Persistent}
+		queue := s.cfg.queue(out.Class)
 		if out.Delay > 0 {
-			if err := s.park(ctx, se, out.Class, msg, now.Add(out.Delay+time.Millisecond)); err != nil {
+			if queue, err = se.parking(out.Class, msg, now.Add(out.Delay+time.Millisecond)); err != nil {
 				return err
 			}
-			continue
 		}
-		pubs = append(pubs, publication{s.cfg.queue(out.Class), msg})
+		pubs = append(pubs, publication{queue, msg})
 	}
 	return se.publish(ctx, pubs...)
 }

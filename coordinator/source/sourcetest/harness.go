@@ -301,14 +301,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func ids(ms []*source.Message) []string {
-	var out []string
-	for _, m := range ms {
-		out = append(out, m.ID)
-	}
-	return out
-}
-
 // once fails the test unless ms are exactly the published items, each one time.
 func (r *rig) once(ms []*source.Message, outs []source.Out) {
 	r.Helper()
