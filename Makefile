@@ -70,7 +70,7 @@ e2e: $(RETINUE) plugin tools bin/gotestsum ## end-to-end tests on real Nomad, Co
 # What failed is tried once more, and told all the same: a second try tells a hiccup of the machine from a defect. Many failures
 # and data races are not tried again. Skips are listed and counted at the end.
 gotest = $(CURDIR)/bin/gotestsum --format pkgname --format-hide-empty-pkg --packages "$(or $(2),./...)" \
-	--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race --rerun-fails-run-root-test --rerun-fails-report=$(CURDIR)/bin/tried-twice-$(1) --jsonfile $(CURDIR)/bin/test-$(1).json --
+	--rerun-fails=1 --rerun-fails-max-failures=5 --rerun-fails-abort-on-data-race --rerun-fails-run-root-test --rerun-fails-report=$(CURDIR)/bin/tried-twice-$(1) --jsonfile $(CURDIR)/bin/test-$(1).json --
 
 # All that the end-to-end tests run, and what they find on the machine: a result that `go test` has kept is of the same.
 inputs = (cat bin/retinue bin/retinue-*; git ls-files -z --cached --others --exclude-standard | xargs -0 cat 2>/dev/null; \
