@@ -145,7 +145,7 @@ func TestWrongValues(t *testing.T) {
 		{search, []string{"merge_format=xml"}, "must be ndjson, multipart or batch"},
 		{search, []string{"distinct_hosts=perhaps"}, "a bool is required"},
 		{tree, []string{"branches=1.5"}, "must be a whole number, 1 or more"},
-		{acl, []string{"job_name=a", "pattern=queue"}, "must be elector, gather or coordinator"},
+		{acl, []string{"job_name=a", "pattern=queue"}, "must be elector, gather, coordinator or scaler"},
 		{acl, nil, `No value for required variable`},
 		{acl, []string{"job_name=a b"}, "lower-case letters, digits and dashes"},
 		{acl, []string{"job_name=a", "task=a b"}, "letters, digits, underscores and dashes"},
