@@ -284,7 +284,11 @@ func (a *handlers) cancel(w http.ResponseWriter, r *http.Request) {
 			unavailable(w, err)
 			return
 		}
-		writeJSON(w, http.StatusOK, it)
+		status := http.StatusOK
+		if it.State.Ended() && it.State != item.Cancelled {
+			status = http.StatusConflict // it had ended, and was only still on its way out of the queue
+		}
+		writeJSON(w, status, it)
 		return
 	}
 	if a.c.parts.Point == nil {

@@ -33,12 +33,14 @@ func offer(t *testing.T, ctx context.Context, w *Watch, it *item.Task) (ready, r
 	ended = make(chan Verdict, 1)
 	go func() { ended <- w.Call(ctx, []*item.Task{it})[0] }()
 	ready, run = filepath.Join(w.Folders.Work, "ready", it.Attempt), filepath.Join(w.Folders.Work, "run", it.Attempt)
-	for {
-		if _, err := os.Stat(filepath.Join(ready, "meta.json")); err == nil {
-			return ready, run, ended
+	until(t, "the item is offered", func() bool {
+		_, err := os.Stat(filepath.Join(ready, "meta.json"))
+		if err != nil { // a worker of the test may have claimed it already
+			_, err = os.Stat(run)
 		}
-		time.Sleep(time.Millisecond)
-	}
+		return err == nil
+	})
+	return ready, run, ended
 }
 
 func must(t *testing.T, err error) {
