@@ -1,12 +1,10 @@
 package coordinator
 
 import (
-	"encoding/json"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"retinue/internal/mutanttest"
 )
 
 // mutants are the mistakes that work queues are known to make, put into the code on purpose. Each must turn a test red.
@@ -14,7 +12,7 @@ var mutants = []struct {
 	name     string
 	file     string
 	old, new string
-	tests    string // that notice it
+	tests    string // that notice it, after the folder of their package if that is another
 }{
 	{"an ack before the commit", "finish.go",
 		"	case m.cfg.Record:\n		it.state = item.Committing\n		m.offer(it)\n", "	case m.cfg.Record:\n		it.state = item.Committing\n		m.offer(it)\n		m.acks = append(m.acks, it.handle)\n		it.state = item.Acking\n", "TestModel"},
@@ -23,9 +21,9 @@ var mutants = []struct {
 	{"a loser that goes on with its own output", "finish.go",
 		"		m.settle(now, it, ev.record)\n	}\n}\n\n// settle", "		m.settle(now, it, *it.plan.record)\n	}\n}\n\n// settle", "TestModel"},
 	{"no fence: the last rename wins", "commit/rename.go",
-		"	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {", "./commit:TestRename"},
+		"	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {", "commit:TestRename"},
 	{"no fence: a record in Consul that is overwritten", "commit/point.go",
-		"current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID), value)", "current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID)+rec.Attempt, value)", "./commit:TestJournal"},
+		"current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID), value)", "current, err := j.KV.Create(ctx, key(rec.Stage, rec.ID)+rec.Attempt, value)", "commit:TestJournal"},
 	{"leases that are not extended", "machine.go",
 		"		m.emit(fxExtend{handles})\n", "		m.extending = false\n", "TestLongItemRunsOnce"},
 	{"an extension at the end of the lease", "machine.go",
@@ -57,7 +55,7 @@ var mutants = []struct {
 	{"a record that is forgotten while something older waits", "retention.go",
 		"	case d.Oldest >= c.cfg.Keep:\n", "	case false:\n", "TestForgetsNothingThatCanComeBack"},
 	{"an input whose sum nobody looks at", "blob/cache.go",
-		"	case d.ref.SHA256 != \"\" && sum != d.ref.SHA256:\n", "	case false:\n", "./blob:TestBlame"},
+		"	case d.ref.SHA256 != \"\" && sum != d.ref.SHA256:\n", "	case false:\n", "blob:TestBlame"},
 	{"an upload in the place of another attempt's", "commit/artifacts.go",
 		"	return below(a.items(stage, id), attempt)\n", "	return below(a.items(stage, id), \"x\")\n", "TestUploadsOfLosers"},
 	{"priority without aging", "schedule.go",
@@ -68,47 +66,13 @@ func TestMutantsAreCaught(t *testing.T) {
 	if testing.Short() {
 		t.Skip("skip: mutants are slow (-short)")
 	}
+	var list []mutanttest.Mutant
 	for _, m := range mutants {
-		t.Run(m.name, func(t *testing.T) {
-			source, err := os.ReadFile(m.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if strings.Count(string(source), m.old) != 1 {
-				t.Fatalf("%s has %d places to mutate, want 1: the mutant has to follow the code", m.file, strings.Count(string(source), m.old))
-			}
-			if out, err := testMutant(t, m.file, strings.Replace(string(source), m.old, m.new, 1), m.tests); err == nil {
-				t.Errorf("%s stayed green:\n%s", m.tests, out)
-			} else if !strings.Contains(out, "--- FAIL: ") || strings.Contains(out, "panic: test timed out") {
-				t.Errorf("%s did not fail, but could not run:\n%s", m.tests, out)
-			}
-		})
-	}
-}
-
-// testMutant runs tests of this package, or of the one before the colon, with one file replaced.
-func testMutant(t *testing.T, file, source, tests string) (string, error) {
-	t.Helper()
-	dir := t.TempDir()
-	original, err := filepath.Abs(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mutated := filepath.Join(dir, filepath.Base(file))
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutated}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, data := range map[string][]byte{mutated: []byte(source), filepath.Join(dir, "overlay.json"): overlay} {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
+		folder, tests, ok := strings.Cut(m.tests, ":")
+		if !ok {
+			folder, tests = "", m.tests
 		}
+		list = append(list, mutanttest.Mutant{Name: m.name, File: m.file, Old: m.old, New: m.new, Tests: tests, Package: folder})
 	}
-	pkg, name, ok := strings.Cut(tests, ":")
-	if !ok {
-		pkg, name = ".", tests
-	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-short", "-count=1", "-timeout=120s", "-overlay="+filepath.Join(dir, "overlay.json"), "-run=^"+name+"$", pkg)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	mutanttest.Run(t, list, "-test.short")
 }

@@ -31,11 +31,13 @@ type Mutant struct {
 	File     string // relative to the folder of the test
 	Old, New string
 	Tests    string // that have to notice: a name, several with | between them, or a name and one of its subtests
+	Package  string // the folder of these tests; "" for that of the caller
 	Skip     string // why they cannot run here; "" if they can
 }
 
-// Run makes every mutant, and fails for each that its tests do not notice. A test that cannot run notices nothing.
-func Run(t *testing.T, mutants []Mutant) {
+// Run makes every mutant, and fails for each that its tests do not notice; the tests are run with args besides. A test that cannot run
+// notices nothing. Mutants run beside each other, as many as -parallel says: most tests wait for something that never happens.
+func Run(t *testing.T, mutants []Mutant, args ...string) {
 	t.Helper()
 	sources := map[string]string{}
 	for _, m := range mutants {
@@ -54,17 +56,24 @@ func Run(t *testing.T, mutants []Mutant) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary := build(t, woven)
+	binaries := map[string]string{}
+	for i, m := range mutants {
+		if woven.has[i] && binaries[m.Package] == "" {
+			binaries[m.Package] = build(t, woven, m.Package)
+		}
+	}
 	for i, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
 			if m.Skip != "" {
 				t.Skip("skip: " + m.Skip)
 			}
-			binary := binary
+			t.Parallel()
+			binary := binaries[m.Package]
 			if !woven.has[i] {
-				binary = build(t, weaving{files: map[string]string{m.File: strings.Replace(sources[m.File], m.Old, m.New, 1)}})
+				binary = build(t, weaving{files: map[string]string{m.File: strings.Replace(sources[m.File], m.Old, m.New, 1)}}, m.Package)
 			}
-			cmd := exec.CommandContext(t.Context(), binary, "-test.timeout=60s", "-test.run="+pattern(m.Tests))
+			cmd := exec.CommandContext(t.Context(), binary, append([]string{"-test.timeout=120s", "-test.run=" + pattern(m.Tests)}, args...)...)
+			cmd.Dir = m.Package
 			cmd.Env = append(os.Environ(), switchName+"="+strconv.Itoa(i))
 			out, err := cmd.CombinedOutput()
 			if err == nil {
@@ -151,8 +160,8 @@ func around(tree *ast.File, set *token.FileSet, begin, end int) *body {
 	return nil
 }
 
-// build makes the test binary of the package in this folder, with some files replaced or added.
-func build(t *testing.T, w weaving) string {
+// build makes the test binary of the package in a folder, with some files replaced or added.
+func build(t *testing.T, w weaving, folder string) string {
 	t.Helper()
 	dir := t.TempDir()
 	replace := map[string]string{}
@@ -175,7 +184,7 @@ func build(t *testing.T, w weaving) string {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, "mutants.test")
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+write("overlay.json", string(overlay)), "-o="+binary, ".")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+write("overlay.json", string(overlay)), "-o="+binary, "./"+folder)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("a mutant does not compile: %v\n%s", err, out)
 	}

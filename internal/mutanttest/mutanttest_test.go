@@ -28,6 +28,8 @@ func (c *counter) add(d int) {
 }
 
 func first() (n int) { return start + 1 }
+
+func First() int { return first() }
 `
 
 const tests = `package sums
@@ -69,11 +71,36 @@ func TestExit(t *testing.T) {
 }
 `
 
+const subTests = `package sub
+
+import (
+	"flag"
+	"os"
+	"testing"
+
+	"sums"
+)
+
+var strict = flag.Bool("strict", false, "")
+
+func TestFirstOfAll(t *testing.T) {
+	if _, err := os.Stat("sub_test.go"); err != nil {
+		t.Skip(err)
+	}
+	if *strict && sums.First() != 1 {
+		t.Error("first")
+	}
+}
+`
+
 // in makes a module with the code and its tests, and runs the test there.
 func in(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"go.mod": "module sums\n\ngo 1.26\n", "sums.go": code, "sums_test.go": tests} {
+	for name, text := range map[string]string{"go.mod": "module sums\n\ngo 1.26\n", "sums.go": code, "sums_test.go": tests, "sub/sub_test.go": subTests} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -91,6 +118,7 @@ func TestCaught(t *testing.T) {
 		{Name: "a constant", File: "sums.go", Old: "const start = 0", New: "const start = 1", Tests: "TestFirst/one"},
 		{Name: "a named result, on one line", File: "sums.go", Old: "return start + 1", New: "return start + 2", Tests: "TestFirst"},
 	})
+	Run(t, []Mutant{{Name: "seen by another package's tests", File: "sums.go", Old: "return start + 1", New: "return start + 2", Tests: "TestFirstOfAll", Package: "sub"}}, "-strict")
 }
 
 // What is not noticed, does not compile, or is not there is a failure. It is a test of its own, run by this one, that fails so.
