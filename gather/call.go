@@ -211,8 +211,8 @@ func readBounded(ctx context.Context, r io.Reader, length, limit int64, held *ho
 			return body, err
 		}
 		// One more than counted: the end of a body of known length is read with its last byte, and a newline can be added.
-		next := make([]byte, len(body), size+1)
-		copy(next, body)
+		next := append(held.memory.buffers.get(size+1), body...)
+		held.memory.buffers.put(body)
 		body = next
 		for int64(len(body)) < size {
 			n, err := r.Read(body[len(body):size])

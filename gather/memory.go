@@ -9,7 +9,8 @@ import (
 // request's deadline decides. One request at a time may go beyond the bound, by one body after the other: otherwise many that are
 // half read would wait for each other. It goes on with the next body when one was given back, or is kept to the request's end.
 type Memory struct {
-	limit int64
+	limit   int64
+	buffers buffers
 
 	mu    sync.Mutex
 	used  int64

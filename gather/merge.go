@@ -22,10 +22,16 @@ type answer struct {
 	hold hold
 }
 
+// release gives its memory back: neither the body nor an item that is a part of it may be used any more.
 func (a *answer) release() {
-	if a != nil {
-		a.hold.release()
+	if a == nil {
+		return
 	}
+	if m := a.hold.memory; m != nil {
+		m.buffers.put(a.body)
+		a.body, a.item = nil, nil
+	}
+	a.hold.release()
 }
 
 // ending is what a merge is told when there is nothing more to come.

@@ -35,6 +35,7 @@ var mutants = []struct {
 	{"requests that do not stand in line", "admission.go", "min(fixed+int64(calls)*a.usual.Load(), a.limit)", "min(fixed+int64(calls)*a.usual.Load(), a.limit); need = 0", "TestRequestsStandInLine"},
 	{"requests that wait for those that wait for them", "admission.go", "if a.memory.goesBeyond(of) {", "if false && a.memory.goesBeyond(of) {", "TestWhoGoesBeyondTheBoundNeedNotWait"},
 	{"memory that is not given back", "gathering.go", "				late.result.answer.release()", "				if false { late.result.answer.release() }", "TestNothingLeaks"},
+	{"a body that another request gets before the client has it", "merge_concat.go", "		r.parts = append(r.parts, a.item.([]byte))\n", "		r.parts = append(r.parts, a.item.([]byte))\n		a.release()\n", "TestBodiesOfManyRequests/concat"},
 	{"a last resort beside leaves that pass", "fleet.go", "		if len(use) > 0 {", "		if len(others[shard]) == 0 {", "TestLastResort"},
 	{"a useless last resort that every request waits for", "replica.go", "if m.checks == nil && !mayEject(", "if !mayEject(", "TestUselessLastResort"},
 	{"a server that lags behind is believed", "catalog.go", "AllowStale: !w.leader", "AllowStale: true", "TestCatalogGoesBack"},
