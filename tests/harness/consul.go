@@ -115,26 +115,47 @@ func (c consulAgent) WaitReady(timeout time.Duration) {
 	})
 }
 
-// RaftLeader is the one of the servers that leads, as the others see it.
+// RaftLeader is the one of the servers that leads, once all of them have a vote: one that was away waits ten seconds for it, and
+// until then the others may be no majority without their leader.
 func RaftLeader(t T, servers []*ConsulServer) *ConsulServer {
 	t.Helper()
 	var leader *ConsulServer
-	Eventually(t, 30*time.Second, "the servers have a leader", func(context.Context) error {
+	Eventually(t, 60*time.Second, "the servers have a leader and a vote each", func(ctx context.Context) (err error) {
 		for _, ask := range servers {
-			address, err := ask.API().Status().Leader()
-			if err != nil {
-				continue
-			}
-			for _, s := range servers {
-				if address == s.Host().IP+":8300" {
-					leader = s
-					return nil
-				}
+			if leader, err = raftLeader(ctx, ask, servers); err == nil {
+				return nil
 			}
 		}
-		return fmt.Errorf("nobody knows one")
+		return err
 	})
 	return leader
+}
+
+func raftLeader(ctx context.Context, ask *ConsulServer, servers []*ConsulServer) (leader *ConsulServer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	raft, err := ask.API().Operator().RaftGetConfiguration((&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	voters := 0
+	for _, member := range raft.Servers {
+		for _, s := range servers {
+			if member.Address != s.Host().IP+":8300" {
+				continue
+			}
+			if member.Voter {
+				voters++
+			}
+			if member.Leader {
+				leader = s
+			}
+		}
+	}
+	if leader == nil || voters < len(servers) {
+		return nil, fmt.Errorf("%d of %d vote, leader known: %v", voters, len(servers), leader != nil)
+	}
+	return leader, nil
 }
 
 func writeJSON(t T, path string, v any) {
