@@ -80,7 +80,7 @@ bin/gotestsum: tests/go.mod
 	@mkdir -p bin
 	cd tests && go build -o ../$@ gotest.tools/gotestsum
 
-bench: $(RETINUE) tools ## the patterns beside their peers, in one run; writes BENCHMARKS.md and docs/plots (some twenty minutes)
+bench: $(RETINUE) plugin tools ## the patterns beside their peers, in one run; writes BENCHMARKS.md and docs/plots (some forty minutes)
 	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./bench
 
 faults: $(RETINUE) tools ## ten thousand seeded faults against leader election, judged by its history (some 40 minutes)

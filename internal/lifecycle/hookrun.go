@@ -109,8 +109,11 @@ func (m *machine) hooked(ev evHooked) {
 		after = min(after, MaxTimeout)
 	case o.err != nil && r.hook.Name == Ready:
 		retry, after = true, r.hook.Interval
+		if o.unreachable {
+			after = min(after, beginsToListen(r.attempt))
+		}
 	case o.err != nil && o.unreachable && m.s.Phase == Warming:
-		retry, after = true, retryStart // it has not begun to listen
+		retry, after = true, beginsToListen(r.attempt)
 	}
 	if retry {
 		if r.last = o.detail; o.err != nil {
@@ -120,6 +123,11 @@ func (m *machine) hooked(ev evHooked) {
 		return
 	}
 	m.endRun(o)
+}
+
+// beginsToListen is how long to wait for an application that does not listen yet: most do within some tens of milliseconds.
+func beginsToListen(attempt int) time.Duration {
+	return min(10*time.Millisecond<<min(attempt-1, 4), retryStart)
 }
 
 // endRun ends the hook that is under way, and goes on as its failure policy says.
@@ -168,6 +176,9 @@ func (m *machine) exitDone(o outcome) {
 }
 
 func formatTook(d time.Duration) string {
+	if d < 10*time.Millisecond {
+		return d.Round(100 * time.Microsecond).String()
+	}
 	if d < 10*time.Second {
 		return d.Round(time.Millisecond).String()
 	}

@@ -14,8 +14,8 @@ const (
 	// cancelGrace is how long a hook that was cancelled may take to end, before the machine goes on without it. A stop has
 	// four hooks, so their graces together are the two seconds by which a stop may exceed its declared budgets.
 	cancelGrace   = 500 * time.Millisecond
-	watchdogGrace = 5 * time.Second // between SIGABRT and SIGKILL
-	retryStart    = 100 * time.Millisecond
+	watchdogGrace = 5 * time.Second        // between SIGABRT and SIGKILL
+	retryStart    = 100 * time.Millisecond // at most, while the application does not listen yet
 	// maxAborts is how often in a row a hook may abort a stop: Nomad gives up on a task after its fifth failed attempt,
 	// and would wait for its end for ever.
 	maxAborts = 4

@@ -138,7 +138,7 @@ func TestOverheadTargets(t *testing.T) {
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ section, only, want string }{
-		{"", "", "leader-election scatter-gather work-queue"},
+		{"", "", "leader-election scatter-gather work-queue lifecycle"},
 		{"scatter-gather", "", "scatter-gather"},
 		{"", "tail,leaves", "scatter-gather"},
 		{"", "local,tail", "leader-election scatter-gather"},

@@ -2,7 +2,8 @@
 // run, with real processes. Leader election: the elector, `consul lock`,
 // consul/api's Lock, `nomad var lock` and etcd's Election. Scatter/gather: the
 // root, a bare fan-out in Go, hedgedhttp and failsafe-go. Work queue: the
-// coordinator, loops written by hand, asynq and Celery. It writes a section of
+// coordinator, loops written by hand, asynq and Celery. Lifecycle: tasks under
+// the decorated drivers and under Nomad's built-in ones. It writes a section of
 // BENCHMARKS.md for each, the plots of docs/plots and, on request, JSON.
 //
 // It promises that the contenders take turns, so that the machine's noise hits
@@ -22,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"retinue/tests/drivercluster"
 )
 
 // options are the program's flags.
@@ -38,6 +41,7 @@ type options struct {
 }
 
 func main() {
+	drivercluster.Main()
 	if len(os.Args) > 1 && os.Args[1] == lockRole {
 		exit(runLock(os.Args[2:]))
 	}

@@ -201,7 +201,7 @@ func (s Scenario) table(w io.Writer) {
 func (t Table) write(w io.Writer) {
 	rule := "|---|"
 	for _, name := range t.Head[1:] {
-		if name == "note" || name == "settings" {
+		if name == "note" || name == "settings" || name == "contender" {
 			rule += "---|"
 		} else {
 			rule += "--:|"

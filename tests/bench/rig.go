@@ -189,10 +189,14 @@ func (r *rig) tool(ctx context.Context, t toolchain.Tool, env string) (string, e
 
 // build makes a static program, as it is shipped.
 func (r *rig) build(ctx context.Context, dir, out, pkg string) error {
+	return r.buildWith(ctx, "CGO_ENABLED=0", dir, out, pkg)
+}
+
+func (r *rig) buildWith(ctx context.Context, env, dir, out, pkg string) error {
 	r.say("building %s", filepath.Base(out))
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), env)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", filepath.Base(out), err, bytes.TrimSpace(msg))
 	}

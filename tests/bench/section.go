@@ -39,6 +39,8 @@ func sections() []section {
 			parts: gatherParts(), limit: 10 * time.Minute, quick: 2 * time.Minute, measure: (*rig).scatterGather},
 		{name: "work-queue", title: "Work queue", factsOf: "Memory", factsHead: "retinue coordinator",
 			parts: queueParts(), limit: 10 * time.Minute, quick: 3 * time.Minute, measure: (*rig).workQueue},
+		{name: "lifecycle", title: "Lifecycle: the task driver", setup: lifecycleSetup,
+			parts: lifecycleParts(), limit: 10 * time.Minute, quick: 2 * time.Minute, measure: (*rig).taskDrivers},
 	}
 }
 
