@@ -5,10 +5,10 @@ RETINUE := bin/retinue
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
 SOURCES := $(shell find . -path ./tests -prune -o -path ./plugins -prune -o -path ./bin -prune -o \( -name '*.go' -o -name '*.hcl' -o -name go.mod -o -name go.sum \) -print)
 
-.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults faults-queue generate clean
+.PHONY: help build plugin tools demo clean-demo test check unit e2e bench faults faults-queue faults-lifecycle generate clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(RETINUE) ## the multi-call binary, and beside it the broker and the coordinator with every broker, in bin/
 
@@ -88,6 +88,9 @@ faults: $(RETINUE) tools ## ten thousand seeded faults against leader election, 
 
 faults-queue: ## a hundred thousand items and hundreds of kills on each broker of the work queue, judged by their history (some 50 minutes)
 	cd tests && go run ./queuefaults -seed 20261129 -items 100000 -kills 200 -minutes 15 -out ../docs/reports/work-queue-faults.md
+
+faults-lifecycle: $(RETINUE) plugin tools ## hundreds of tasks under kills of plugin, executor and agent in every state, and a hundred node drains (some 40 minutes)
+	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./driverfaults -seed 20261129 -salvos 40 -drains 100 -out ../docs/reports/lifecycle-faults.md
 
 generate: ## refresh what is generated: module copies of jobspecs, golden files
 	cd tests && go generate ./...

@@ -31,6 +31,9 @@ func DriverPluginBeside(retinueBin string) bool {
 // tells plugins apart by the name of their file.
 func (p Plan) pluginDir() string { return filepath.Join(p.Dir, "bin", "plugins") }
 
+// StateDir is the folder of all nodes that tasks may save their state in: store = "dir:PATH".
+func (p Plan) StateDir() string { return filepath.Join(p.Dir, "states") }
+
 // InnerProgram is the program behind the decorator, for the agents' configuration.
 func (p Plan) InnerProgram() string { return filepath.Join(p.binDir(), innerProgram) }
 
@@ -79,7 +82,7 @@ func (p Plan) installDriverPlugin(retinueBin string) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(p.pluginDir(), 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(p.pluginDir(), 0o755), os.MkdirAll(p.StateDir(), 0o700)); err != nil {
 		return diskError(err)
 	}
 	for _, driver := range p.decorated() {

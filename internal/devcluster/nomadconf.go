@@ -230,6 +230,11 @@ plugin {{q (print "retinue-" .)}} {
   args = ["-as", {{q .}}, {{q $.InnerProgram}}, {{q .}}]
 {{- if eq . "docker"}}{{template "docker" $}}{{end}}
 {{- if eq . "raw_exec"}}{{template "raw_exec" $}}{{end}}
+{{- if eq . "exec"}}
+  config {
+{{- template "lifecycle" $}}
+  }
+{{- end}}
 }
 {{else}}
 plugin "raw_exec" {
@@ -242,6 +247,7 @@ plugin "docker" {
 {{end}}{{end}}{{end}}{{define "raw_exec"}}
   config {
     enabled = true
+{{- template "lifecycle" .}}
   }
 {{- end}}{{define "docker"}}
   config {
@@ -262,5 +268,11 @@ plugin "docker" {
         enabled = false
       }
     }
+{{- template "lifecycle" .}}
   }
-{{- end}}`
+{{- end}}{{define "lifecycle"}}{{if .Decorated}}
+    lifecycle {
+      consul_address = {{q .ConsulAddr}}
+      state_dirs     = [{{q .StateDir}}]
+    }
+{{- end}}{{end}}`

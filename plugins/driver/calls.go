@@ -31,6 +31,11 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 	if config == nil {
 		return d.tasks.StartTask(ctx, req)
 	}
+	// One that the agent has asked for before, and lost the answer of when it was killed: it starts the task again, by another ID.
+	for _, old := range d.others(config) {
+		d.log.Warn("ending a task that the agent has forgotten while it was started", "task", old.id)
+		d.abandon(ctx, old)
+	}
 	cfg, err := taskLifecycle(config.MsgpackDriverConfig, config.Env)
 	if err != nil {
 		return nil, startError(err, false)
@@ -43,6 +48,9 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 	t := d.newTask(config, cfg)
 	t.start = req
 	t.addEnv(config)
+	if t.interrupted() {
+		t.clear(ctx)
+	}
 	id := uuid.NewString()
 	open := func(o lifecycle.Options) (*lifecycle.Engine, error) { return lifecycle.New(o), nil }
 	if err := t.begin(open, id, d.current()); err != nil {
@@ -50,17 +58,11 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 	}
 	d.add(t)
 	d.remember(config)
-
 	if err := t.engine.Start(context.WithoutCancel(ctx)); err != nil {
-		d.remove(t)
-		if t.started != nil {
-			// Nomad sees a start that failed and destroys nothing.
-			if _, derr := d.tasks.DestroyTask(context.WithoutCancel(ctx), &proto.DestroyTaskRequest{TaskId: t.id, Force: true}); derr != nil {
-				d.log.Error("cannot destroy a task whose start failed", "task", t.id, "error", derr)
-			}
+		if d.ends() {
+			return nil, errEnds // the process may run: whoever comes next finds what is written down, and ends it
 		}
-		t.close()
-		t.forget()
+		d.abandon(context.WithoutCancel(ctx), t) // Nomad sees a start that failed and destroys nothing
 		var inner innerError
 		if errors.As(err, &inner) {
 			return nil, inner.error // as the inner driver said it
@@ -82,6 +84,36 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 	}
 	return resp, nil
 }
+
+// others lists the tasks of which another run is to start.
+func (d *Driver) others(config *proto.TaskConfig) (out []*task) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, t := range d.running {
+		if t.alloc == config.AllocId && t.name == config.Name {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// abandon ends a task whose start came to nothing, with all that it has.
+func (d *Driver) abandon(ctx context.Context, t *task) {
+	t.abandoned.Do(func() {
+		d.remove(t)
+		t.close()
+		if t.giveUp() {
+			if _, err := d.tasks.DestroyTask(ctx, &proto.DestroyTaskRequest{TaskId: t.id, Force: true}); err != nil {
+				d.log.Error("cannot destroy a task whose start failed", "task", t.id, "error", err)
+			}
+		}
+		t.clearGroup(ctx)
+		t.forget()
+	})
+}
+
+// errEnds is what the agent gets of every call that the end of this process cuts off. It takes it for a crash of the plugin, and asks again.
+var errEnds = status.Error(codes.Unavailable, "the driver ends")
 
 // startError is what Nomad understands of a failed start: whether its restart policy applies.
 func startError(err error, again bool) error {
@@ -125,7 +157,7 @@ func (d *Driver) recoverTask(ctx context.Context, req *proto.RecoverTaskRequest)
 		return nil, err
 	}
 	t := d.newTask(handle.Config, cfg)
-	t.container = containerID(inner)
+	t.container, t.known = containerID(inner), true
 	open := func(o lifecycle.Options) (*lifecycle.Engine, error) {
 		e, err := lifecycle.Recover(o, t.load())
 		if err != nil {
@@ -175,10 +207,12 @@ func (d *Driver) stopTask(ctx context.Context, req *proto.StopTaskRequest) (*pro
 	}
 	err := t.engine.Stop(ctx, lifecycle.StopRequest{Signal: req.Signal, Timeout: req.Timeout.AsDuration()})
 	var inner innerError
-	if errors.As(err, &inner) {
+	switch {
+	case err != nil && d.ends():
+		return nil, errEnds
+	case errors.As(err, &inner):
 		return nil, inner.error
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	return &proto.StopTaskResponse{}, nil
@@ -218,6 +252,7 @@ func (d *Driver) destroyTask(ctx context.Context, req *proto.DestroyTaskRequest)
 	if err != nil {
 		return nil, err
 	}
+	t.clearGroup(ctx)                                       // nothing, but where the executor was killed
 	t.engine.Exited(lifecycle.ExitStatus{Err: "destroyed"}) // counts only where no end is known
 	if err := t.engine.Destroy(ctx); err != nil {
 		d.log.Warn("the lifecycle of a destroyed task does not end", "task", t.id, "error", err)
@@ -225,6 +260,7 @@ func (d *Driver) destroyTask(ctx context.Context, req *proto.DestroyTaskRequest)
 	}
 	d.remove(t)
 	t.forget()
+	d.rememberGroup(t)
 	return resp, nil
 }
 

@@ -59,6 +59,8 @@ type Driver struct {
 	mu       sync.Mutex
 	running  map[string]*task  // by Nomad's ID of the task
 	networks map[string]string // of allocations, with their folders
+	groups   map[string]string // control groups of tasks that have ended, with the folders of their allocations
+	closed   bool
 	settings settings
 }
 
@@ -69,7 +71,7 @@ func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, err
 		as: opts.As, log: opts.Log, inner: conn, codec: newPassCodec(),
 		base: baseproto.NewBasePluginClient(conn), tasks: proto.NewDriverClient(conn),
 		events:  make(chan *proto.DriverTaskEvent, 256),
-		running: map[string]*task{}, networks: map[string]string{}, settings: defaultSettings(),
+		running: map[string]*task{}, networks: map[string]string{}, groups: map[string]string{}, settings: defaultSettings(),
 	}
 	info, err := d.base.PluginInfo(ctx, &baseproto.PluginInfoRequest{})
 	if err != nil {
@@ -203,10 +205,18 @@ func (d *Driver) withAttributes(resp *proto.FingerprintResponse) *proto.Fingerpr
 func (d *Driver) Close() {
 	d.stopSweep()
 	d.mu.Lock()
+	d.closed = true
 	tasks := slices.Collect(maps.Values(d.running))
 	clear(d.running)
 	d.mu.Unlock()
 	for _, t := range tasks {
 		t.close()
 	}
+}
+
+// ends says that Close was called.
+func (d *Driver) ends() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closed
 }

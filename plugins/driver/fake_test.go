@@ -30,6 +30,7 @@ type fakeInner struct {
 	execTask   func(command []string) (code int32, stdout string)
 
 	server *grpc.Server
+	driver *Driver // that decorates it
 
 	mu    sync.Mutex
 	calls []string // what the decorator asked for, in order
@@ -239,6 +240,7 @@ func decorate(t *testing.T, f *fakeInner, opts Options, more ...func(*grpc.Serve
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.driver = d
 	t.Cleanup(d.Close)
 	return connect(t, func(s *grpc.Server) { d.Register(s) }, d.ServerOptions()...)
 }

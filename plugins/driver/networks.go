@@ -59,6 +59,7 @@ func (d *Driver) sweep(ctx context.Context, every time.Duration) {
 			}
 			d.log.Info("gave back the network of an allocation that is gone", "alloc", alloc)
 		}
+		d.removeGroups("/sys/fs/cgroup")
 	}
 }
 

@@ -46,6 +46,11 @@ type task struct {
 	start   *proto.StartTaskRequest  // until it was started
 	started *proto.StartTaskResponse // nil: not yet, or by an earlier driver
 
+	starting  sync.Mutex // held while the inner driver starts it
+	known     bool       // the inner driver has it
+	givenUp   bool       // it is not to be started any more
+	abandoned sync.Once
+
 	container string        // of docker; "" for others
 	exited    chan struct{} // the end was told to the engine
 	ctx       context.Context
@@ -214,18 +219,32 @@ func ofInner(ctx context.Context, err error) error {
 
 // Start implements lifecycle.Host.
 func (t *task) Start(ctx context.Context) error {
-	resp, err := t.d.tasks.StartTask(ctx, t.start)
+	t.starting.Lock()
+	defer t.starting.Unlock()
+	if t.givenUp {
+		return errors.New("the start was given up")
+	}
+	// Not to be cancelled: the inner driver would go on, and nobody would know what it has started.
+	resp, err := t.d.tasks.StartTask(context.WithoutCancel(ctx), t.start)
 	t.start = nil
 	if err != nil {
 		return ofInner(ctx, err)
 	}
-	t.started = resp
+	t.started, t.known = resp, true
 	t.container = containerID(resp.GetHandle().GetDriverState())
 	if t.cfg != nil && hasExec(t.cfg) {
 		go t.hasEnv()
 	}
 	t.watch()
 	return nil
+}
+
+// giveUp keeps the task from being started, after a start that is under way, and says whether the inner driver has it.
+func (t *task) giveUp() bool {
+	t.starting.Lock()
+	defer t.starting.Unlock()
+	t.givenUp = true
+	return t.known
 }
 
 // Stop implements lifecycle.Host.

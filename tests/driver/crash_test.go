@@ -16,6 +16,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"retinue/internal/devcluster"
+	"retinue/tests/drivercluster"
 	"retinue/tests/harness"
 )
 
@@ -210,7 +211,7 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 		}
 	}
 
-	restart(builtIn(string(with)))
+	restart(drivercluster.BuiltIn(string(with)))
 	tasks := start("adopted", nil)
 	restart(string(with))
 	inTheSameLife(tasks, "2")
@@ -231,25 +232,13 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 			t.Errorf("%s lost its hooks when the agent was killed:\n%s", r.id, h)
 		}
 	}
-	restart(builtIn(string(with)))
+	restart(drivercluster.BuiltIn(string(with)))
 	inTheSameLife(tasks, "4")
 	for _, r := range tasks {
 		if n := r.restarts(t); n != 0 {
 			t.Errorf("%s: %d restarts", r.id, n)
 		}
 	}
-}
-
-// builtIn is an agent's configuration without the plugin.
-func builtIn(config string) string {
-	var out []string
-	for _, line := range strings.Split(config, "\n") {
-		if strings.HasPrefix(line, "plugin_dir") || strings.HasPrefix(line, `  args = ["-as"`) {
-			continue
-		}
-		out = append(out, strings.Replace(line, `plugin "retinue-`, `plugin "`, 1))
-	}
-	return strings.Join(out, "\n")
 }
 
 func TestHookThatHangsHoldsNothingUp(t *testing.T) {
