@@ -98,16 +98,10 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 	if body != "" {
 		command = append(command, body)
 	}
-	written := &written{w: stdout}
-	var code int
-	for try := 1; ; try++ {
+	code, err := askAgain(ctx, method, stdout, func(to io.Writer) (int, error) {
 		sizes := make(chan nomad.TerminalSize)
-		code, err = client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), written, io.Discard, sizes, nil)
-		// Nomad's stream of a short command can end before its answer. A question may be asked again.
-		if err == nil || ctx.Err() != nil || method != "GET" || written.n > 0 || try == 3 || !strings.Contains(err.Error(), "EOF") {
-			break
-		}
-	}
+		return client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), to, io.Discard, sizes, nil)
+	})
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errNoAnswer) {
 			return false, unmanaged(shortID(alloc.ID) + "/" + task)
@@ -125,6 +119,26 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 		return false, unmanaged(shortID(alloc.ID) + "/" + task)
 	}
 	return code == 0, nil
+}
+
+// askAgain asks, and again when Nomad's stream of a short command has ended before its answer, or before the end of it. Only a
+// question may be asked again, and only while nothing of an answer is where it cannot be taken back.
+func askAgain(ctx context.Context, method string, stdout io.Writer, ask func(io.Writer) (int, error)) (code int, err error) {
+	written := &written{w: stdout}
+	buffer, _ := stdout.(*bytes.Buffer)
+	for try := 1; ; try++ {
+		code, err = ask(written)
+		if err == nil || ctx.Err() != nil || method != "GET" || try == 3 || !strings.Contains(err.Error(), "EOF") {
+			return code, err
+		}
+		switch {
+		case buffer != nil:
+			buffer.Truncate(buffer.Len() - written.n)
+			written.n = 0
+		case stdout != io.Discard && written.n > 0:
+			return code, err
+		}
+	}
 }
 
 // written counts what is written.

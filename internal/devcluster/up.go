@@ -177,7 +177,7 @@ func checkFolder(dir string) error {
 	if err != nil {
 		return diskError(err)
 	}
-	ours := map[string]bool{"lock": true, "state.json": true, "bin": true, "log": true, "agents": true}
+	ours := map[string]bool{"lock": true, "state.json": true, "bin": true, "log": true, "agents": true, "states": true}
 	for i := 1; i <= MaxClients; i++ {
 		ours[fmt.Sprintf("c%d", i)] = true
 	}

@@ -154,8 +154,7 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 	w := need(t)
 	type running struct {
 		*alloc
-		id    string
-		hooks bool
+		id string
 	}
 	agent, err := w.Agent("nomad-client-1")
 	if err != nil {
@@ -192,7 +191,7 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 			job.Constrain(nomad.NewConstraint("${node.unique.name}", "=", "client-1"))
 			a := w.run(t, job)
 			a.ask(t, "POST", "/inc")
-			out = append(out, running{a, id, lifecycle != nil})
+			out = append(out, running{a, id})
 		}
 		return out
 	}
@@ -220,10 +219,13 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 	}
 	hooked := start("hooked", block())
 	restart(string(with)) // the plugin's processes of before are still there, and taken over
+	for _, r := range hooked {
+		r.recovered(t)
+		r.exec(t, r.program(strings.TrimPrefix(r.id, "hooked-")), "note", "after") // what kills tasks of the built-in exec: hashicorp/nomad#27815
+	}
 	inTheSameLife(tasks, "3")
 	inTheSameLife(hooked, "2")
 	for _, r := range hooked {
-		r.recovered(t)
 		if _, _, err := w.Nomad.Jobs().Deregister(r.id, false, nil); err != nil {
 			t.Fatal(err)
 		}

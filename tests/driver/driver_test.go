@@ -210,6 +210,14 @@ func (a *alloc) history(t *testing.T) string {
 	return strings.TrimSpace(string(raw))
 }
 
+// program is the path of the counter, as the task sees it.
+func (a *alloc) program(driver string) string {
+	if driver == devcluster.DriverRawExec {
+		return filepath.Join(a.dir, "app", "local", "counter")
+	}
+	return "/local/counter"
+}
+
 // exec is `nomad alloc exec`.
 func (a *alloc) exec(t *testing.T, args ...string) string {
 	t.Helper()

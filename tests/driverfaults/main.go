@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -105,14 +106,14 @@ func buildSubject(ctx context.Context, to string) error {
 }
 
 // run plays the campaign.
-func run(ctx context.Context, s settings) (*report, error) {
+func run(ctx context.Context, s settings) (r *report, err error) {
 	began := time.Now()
 	w, err := up(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	defer w.cluster.Close()
-	r := newReport(w)
+	defer func() { err = errors.Join(err, w.cluster.Close()) }()
+	r = newReport(w)
 	for n := range s.Salvos {
 		if time.Since(began) > s.Limit {
 			break

@@ -35,6 +35,9 @@ func main() {
 		count.Store(n)
 		note("restored %d", n)
 	}
+	if err := os.WriteFile(filepath.Join(os.Getenv("NOMAD_ALLOC_DIR"), "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		log.Fatal(err)
+	}
 	note("started")
 
 	mux := http.NewServeMux()
