@@ -23,7 +23,7 @@ func newTaskCmd() *cobra.Command {
 		Use:   "task",
 		Short: "See and steer the lifecycle of tasks, through Nomad and under its ACL",
 		Long: `Asks the lifecycle driver of a task through ` + "`nomad alloc exec ALLOC @retinue`" + `, so
-the token needs alloc-exec and read-job in the task's namespace. A task is named ALLOC or
+the token needs alloc-exec (raw_exec: alloc-node-exec too) and read-job in the task's namespace. A task is named ALLOC or
 ALLOC/TASK; the first eight characters of an allocation are enough. NOMAD_ADDR,
 NOMAD_TOKEN and NOMAD_NAMESPACE count, as for nomad itself.`,
 		Example: `  retinue task ls                            all tasks with their phase

@@ -111,7 +111,7 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 		}
 		advice := "a task that the lifecycle driver does not run cannot answer; `retinue task ls` shows which it runs. " + reachNomad
 		if denied(err) {
-			advice = "the token needs alloc-exec in the namespace of the task"
+			advice = "the token needs alloc-exec in the namespace of the task, and for raw_exec alloc-node-exec too"
 		}
 		return false, hint.Wrap(fmt.Errorf("ask the driver of task %s of allocation %s: %w", task, shortID(alloc.ID), err), "%s", advice)
 	}
