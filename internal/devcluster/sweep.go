@@ -53,6 +53,7 @@ func sweepContent(ctx context.Context, dir string, known ...string) error {
 	}
 	more, err := removeContainers(ctx, dir, allocs, slot)
 	allocs = append(allocs, more...)
+	thaw("/sys/fs/cgroup", allocs)
 	errs := []error{err, killRest(f, dir, allocs), unmountUnder(dir)}
 	if os.Geteuid() == 0 {
 		errs = append(errs, removeNetworks(ctx, dir, allocs, slot), removeCgroups(f, allocs))

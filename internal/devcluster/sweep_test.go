@@ -221,3 +221,24 @@ func TestForeignFolder(t *testing.T) {
 		t.Error("the thesis is gone")
 	}
 }
+
+func TestFrozenTasksAreThawed(t *testing.T) {
+	root := t.TempDir()
+	const mine, other = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
+	states := map[string]string{mine: "THAWED", other: "FROZEN"}
+	file := func(id string) string { return filepath.Join(root, "freezer", "nomad", id+".app", "freezer.state") }
+	for id := range states {
+		if err := os.MkdirAll(filepath.Dir(file(id)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file(id), []byte("FROZEN"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	thaw(root, []string{mine})
+	for id, want := range states {
+		if got, err := os.ReadFile(file(id)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v; want %s", id, got, err, want)
+		}
+	}
+}

@@ -63,6 +63,20 @@ func removeCgroups(f procfs.FS, allocs []string) error {
 	return errors.Join(errs...)
 }
 
+// thaw lets the tasks of the allocations go on that the lifecycle driver has paused: in version 1 of control groups a frozen
+// process does not even die.
+func thaw(root string, allocs []string) {
+	for _, id := range allocs {
+		found, err := filepath.Glob(filepath.Join(root, "freezer", "nomad", id+".*", "freezer.state"))
+		if err != nil {
+			continue
+		}
+		for _, state := range found {
+			_ = os.WriteFile(state, []byte("THAWED"), 0) // what is left frozen is seen as a process that does not end
+		}
+	}
+}
+
 func nomadRuns(f procfs.FS) bool {
 	return slices.ContainsFunc(f.PIDs(), func(pid int) bool {
 		args := f.Args(pid)
