@@ -49,7 +49,8 @@ type salvo struct {
 	// begun is how long before the fault the tasks of the point starting are registered.
 	begun time.Duration
 	gap   time.Duration // between the kills of the drivers' processes
-	// again is when the same fault comes a second time, while what it broke is being repaired; 0: it does not.
+	// again is when the agent is killed a second time, after it was started anew; 0: it is not. A plugin is killed once: when it
+	// dies while the agent takes its tasks over, Nomad gives them up.
 	again time.Duration
 	early bool // the applications go on at once, and not when the driver is back
 	order []string
@@ -64,7 +65,7 @@ func salvoOf(seed uint64, n int, of []Fault, drivers []string) salvo {
 		return time.Duration((from + (to-from)*r.Float64()) * float64(time.Second))
 	}
 	s := salvo{number: n, fault: of[n%len(of)], begun: between(0.1, 0.9), gap: between(0, 0.05), early: r.IntN(2) == 0, order: slices.Clone(drivers)}
-	if again := between(0.2, 2); r.IntN(4) == 0 && s.fault != killHelper {
+	if again := between(0.2, 2); r.IntN(4) == 0 && s.fault == killAgent {
 		s.again = again
 	}
 	r.Shuffle(len(s.order), func(i, j int) { s.order[i], s.order[j] = s.order[j], s.order[i] })

@@ -31,10 +31,12 @@ type report struct {
 	Cells      map[string]map[Fault]map[string]int // tasks by phase, fault and driver
 	Broken     map[string]int
 	Findings   []finding
+
+	log func(format string, args ...any)
 }
 
 func newReport(w *world) *report {
-	r := &report{Seed: w.Seed, Date: time.Now().UTC().Format("2006-01-02"), Drivers: w.drivers, Cells: map[string]map[Fault]map[string]int{}, Broken: map[string]int{}}
+	r := &report{log: w.Log, Seed: w.Seed, Date: time.Now().UTC().Format("2006-01-02"), Drivers: w.drivers, Cells: map[string]map[Fault]map[string]int{}, Broken: map[string]int{}}
 	if out, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output(); err == nil {
 		r.Commit = strings.TrimSpace(string(out))
 	}
@@ -47,6 +49,9 @@ func newReport(w *world) *report {
 func (r *report) find(f finding) {
 	r.Findings = append(r.Findings, f)
 	r.Broken[f.Promise]++
+	if r.log != nil {
+		r.log("%s", f)
+	}
 }
 
 // add takes a salvo in.

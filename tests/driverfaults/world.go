@@ -51,11 +51,12 @@ type world struct {
 	cluster *drivercluster.Cluster
 	drivers []string
 	plugins map[string][2]int // of the target: decorator and inner process of a driver
+	dead    map[int]bool      // those that were killed: the kernel may show them for a while
 }
 
 // up brings the cluster up. The subject is a file of every exec task's chroot.
 func up(ctx context.Context, s settings) (*world, error) {
-	w := &world{settings: s, plugins: map[string][2]int{}}
+	w := &world{settings: s, plugins: map[string][2]int{}, dead: map[int]bool{}}
 	if w.Points == nil {
 		w.Points = points
 	}
@@ -177,12 +178,12 @@ func (w *world) learn(ctx context.Context) error {
 		}
 		below := drivercluster.Below(all, agent.PID)
 		for _, driver := range w.drivers {
-			if decorator, inner, ok := drivercluster.Plugin(below, driver); ok {
+			if decorator, inner, ok := drivercluster.Plugin(below, driver); ok && !w.dead[decorator.PID] && !w.dead[inner.PID] {
 				w.plugins[driver] = [2]int{decorator.PID, inner.PID}
 				continue
 			}
 			known := w.plugins[driver]
-			if !runs(all, known[0], "retinue-"+driver) || !runs(all, known[1], "retinue-inner") {
+			if w.dead[known[0]] || w.dead[known[1]] || !runs(all, known[0], "retinue-"+driver) || !runs(all, known[1], "retinue-inner") {
 				return fmt.Errorf("no plugin of %s", driver)
 			}
 		}
@@ -225,6 +226,7 @@ func (w *world) strike(s salvo, allocs []string) (int, error) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			return i, fmt.Errorf("%s of %s: %w", s.fault, driver, err)
 		}
+		w.dead[w.plugins[driver][0]], w.dead[w.plugins[driver][1]] = true, true
 	}
 	return len(s.order), nil
 }
