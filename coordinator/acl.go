@@ -26,12 +26,12 @@ node_prefix "" {
 `, job, journals+job+"/")
 }
 
-// NomadACL returns the Nomad ACL policy of coordinators in mode dispatch: they make children of a parameterized job, see how these end, and
+// NomadACL returns the Nomad ACL policy of coordinators in mode dispatch: they make children of a parameterized job, see which there are and how these end, and
 // stop them. Nomad has no right for one job alone: it holds for the namespace.
 func NomadACL(namespace string) string {
-	return fmt.Sprintf(`# The coordinators of mode dispatch: make a job of each item, see how it ends, stop it.
+	return fmt.Sprintf(`# The coordinators of mode dispatch: make a job of each item, see which there are and how they end, stop them.
 namespace %q {
-  capabilities = ["dispatch-job", "read-job", "deregister-job"]
+  capabilities = ["dispatch-job", "list-jobs", "read-job", "deregister-job"]
 }
 `, namespace)
 }

@@ -81,7 +81,7 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 		if err != nil {
 			return nil, err
 		}
-		w := &worker.Dispatch{API: api, Job: s.Worker.Job, Folders: folders, Codes: codes, Beat: beat}
+		w := &worker.Dispatch{API: api, Job: s.Worker.Job, Folders: folders, Codes: codes, Beat: beat, Outstanding: s.Worker.Outstanding}
 		if err := w.Open(); err != nil {
 			return nil, err
 		}

@@ -56,6 +56,8 @@ type WorkerSettings struct {
 	Grace      string   `hcl:"grace,optional"`
 	Job        string   `hcl:"job,optional"`
 	Nomad      string   `hcl:"nomad,optional"`
+	// Outstanding bounds the children of Job, whichever coordinator made them.
+	Outstanding int `hcl:"outstanding,optional"`
 }
 
 // InputSettings say where inputs by reference may lie.
@@ -144,7 +146,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		Drain:      "20s",
 		Source:     &SourceSettings{Lease: "10s"},
-		Worker:     &WorkerSettings{Mode: ModeExec, Format: "binary", Slots: 4, Batch: 1, MaxRuntime: "1h", Heartbeat: "0s", Grace: "5s"},
+		Worker:     &WorkerSettings{Mode: ModeExec, Format: "binary", Slots: 4, Batch: 1, MaxRuntime: "1h", Heartbeat: "0s", Grace: "5s", Outstanding: worker.MaxOutstanding},
 		Input:      &InputSettings{CacheSize: "1GiB"},
 		Retry:      &RetrySettings{Attempts: 5, Backoff: "1s..5m", CrashAttempts: 2, CrashBackoff: "500ms..1m", NotReady: "1s..30s", Infra: "200ms..30s"},
 		ExitCodes:  &ExitCodeSettings{Ack: codes.Ack, Retry: codes.Retry, Dead: codes.Dead, Drop: codes.Drop, Pause: codes.Pause},
@@ -251,6 +253,8 @@ func (s Settings) check() error {
 		return hint.Wrap(errors.New("worker mode dispatch without a job"), "give --job NAME, a parameterized job of this task's namespace")
 	case s.Worker.Mode == ModeDispatch && s.Worker.Slots > worker.MaxOutstanding:
 		return hint.Wrap(fmt.Errorf("%d jobs at once", s.Worker.Slots), "Nomad's servers keep all of them in memory: use %d slots at most", worker.MaxOutstanding)
+	case s.Worker.Outstanding < 1 || s.Worker.Outstanding > worker.MaxOutstanding:
+		return hint.Wrap(fmt.Errorf("%d jobs outstanding", s.Worker.Outstanding), "Nomad's servers keep all of them in memory: use 1 to %d", worker.MaxOutstanding)
 	case s.Worker.Mode == ModeDispatch && s.Worker.Work == "" && s.Output.To != "":
 		return hint.Wrap(errors.New("worker mode dispatch without a folder, and a next stage"), "give --work FOLDER, shared by all nodes: without one only exit codes come back")
 	case (s.Worker.Mode == ModeExec || s.Worker.Mode == ModeLines) && len(s.Worker.Command) == 0:

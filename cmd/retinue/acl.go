@@ -74,7 +74,7 @@ func (f *aclFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.job, "job", "", "ID of the Nomad job that the helper runs in (default: that of the pattern's jobspec)")
 	cmd.Flags().StringSliceVar(&f.services, "service", nil, "Consul service that a root reads, repeat (default: JOB-leaf)")
 	cmd.Flags().BoolVar(&f.nomad, "nomad", false, "the rights at Nomad, not those at Consul")
-	cmd.Flags().StringVar(&f.group, "group", "", "group of the helper's task, which --nomad gives the rights to (default: that of the task's name)")
+	cmd.Flags().StringVar(&f.group, "group", "", "group of the helper's task, which --nomad gives the rights to (default: that of the pattern's jobspec)")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "default", "Nomad namespace of the job")
 }
 
@@ -178,7 +178,8 @@ func applyNomad(task string, r rights, f aclFlags, about string) error {
 	if err != nil {
 		return fmt.Errorf("configure the Nomad client: %w", err)
 	}
-	policy := &nomad.ACLPolicy{Name: r.policy, Description: about, Rules: r.nomad, JobACL: &nomad.JobACL{Namespace: f.namespace, JobID: f.job, Group: cmp.Or(f.group, task), Task: task}}
+	group := map[string]string{"coordinator": "worker"}[task] // as the jobspecs have it; that of a scaler is named like its task
+	policy := &nomad.ACLPolicy{Name: r.policy, Description: about, Rules: r.nomad, JobACL: &nomad.JobACL{Namespace: f.namespace, JobID: f.job, Group: cmp.Or(f.group, group, task), Task: task}}
 	if _, err := client.ACLPolicies().Upsert(policy, nil); err != nil {
 		if strings.Contains(err.Error(), "ACL support disabled") {
 			return hint.Wrap(err, "this cluster has no ACLs: the task needs no policy")

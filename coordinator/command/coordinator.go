@@ -91,6 +91,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("format", "what mode http sends: binary (headers and the payload) or structured (a CloudEvents envelope)", func(s *coordinator.Settings) *string { return &s.Worker.Format })
 	text("job", "the parameterized Nomad job of which mode dispatch makes a child for each item", func(s *coordinator.Settings) *string { return &s.Worker.Job })
 	text("nomad", "Nomad, in mode dispatch: unix:///path/to/socket or http://127.0.0.1:4646; default the socket of this task", func(s *coordinator.Settings) *string { return &s.Worker.Nomad })
+	number("outstanding", "children of --job that wait or run at once, of all coordinators", func(s *coordinator.Settings) *int { return &s.Worker.Outstanding })
 	text("work", "folder of the attempts; default $NOMAD_ALLOC_DIR/data/wq, and in mode dispatch, where all nodes share it, none", func(s *coordinator.Settings) *string { return &s.Worker.Work })
 	number("slots", "calls of the worker at once", func(s *coordinator.Settings) *int { return &s.Worker.Slots })
 	number("batch", "items in a call, in modes http and lines", func(s *coordinator.Settings) *int { return &s.Worker.Batch })

@@ -94,7 +94,7 @@ func runClaims(ctx context.Context, c *worker.Claims) error {
 	return nil
 }
 
-// installSelf puts a copy of this program at path, in one step.
+// installSelf puts a copy of this program at path, in one step: several may do so at once in a folder that they share.
 func installSelf(path string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -108,14 +108,14 @@ func installSelf(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	tmp := path + ".new"
-	to, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+	to, err := os.CreateTemp(filepath.Dir(path), ".retinue-*")
 	if err != nil {
 		return err
 	}
+	defer os.Remove(to.Name()) // it is gone when all is well
 	_, err = io.Copy(to, from)
 	if err = errors.Join(err, to.Chmod(0o755), to.Close()); err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	return os.Rename(to.Name(), path)
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -34,10 +35,14 @@ type Dispatch struct {
 	Folders Folders
 	Codes   ExitCodes
 	Beat    func(id string, again bool)
+	// Outstanding bounds the children of Job that wait or run, whichever coordinator made them; 0 is MaxOutstanding.
+	Outstanding int
 
 	mu     sync.Mutex
 	parent *parent
 	looked time.Time
+
+	room room
 }
 
 // ErrCancelled is the cause of the end of a call whose item was cancelled: its child is stopped. At any other end but a timeout the child
@@ -209,23 +214,34 @@ func (w *Dispatch) attempt(ctx context.Context, task *item.Task, again int) (v V
 	if err != nil {
 		return w.failed(ctx, err), false
 	}
-	name := token(task, again)
-	dir := ""
-	if w.Folders.Work != "" {
-		dir = filepath.Join(w.Folders.Work, dirName, name)
-		if v, err := w.offer(dir, task); err != nil {
-			return v, false
-		}
-	} else if len(task.Body) > MaxPayload || task.Input != nil {
-		return Verdict{Kind: Dead, Reason: fmt.Sprintf("the item has %d bytes or is a reference, and without a shared folder (--work) only %d travel with a job", len(task.Body), MaxPayload)}, false
-	}
-	child, created, err := w.dispatch(ctx, p, task, name, dir)
-	if err != nil {
+	if err := w.takeRoom(ctx, task); err != nil {
 		return w.failed(ctx, err), false
+	}
+	child, dir, created, v, err := w.begin(ctx, p, task, token(task, again))
+	w.giveRoom()
+	if err != nil {
+		return v, false
 	}
 	v, first := w.await(ctx, task, child)
 	v = w.collect(dir, task, v)
 	return v, first && !created
+}
+
+// begin makes the folder of a child and the child, or finds both. With an error it says what that means for the attempt.
+func (w *Dispatch) begin(ctx context.Context, p *parent, task *item.Task, name string) (child, dir string, created bool, v Verdict, err error) {
+	if w.Folders.Work != "" {
+		dir = filepath.Join(w.Folders.Work, dirName, name)
+		if v, err = w.offer(dir, task); err != nil {
+			return "", "", false, v, err
+		}
+	} else if len(task.Body) > MaxPayload || task.Input != nil {
+		err = fmt.Errorf("the item has %d bytes or is a reference, and without a shared folder (--work) only %d travel with a job", len(task.Body), MaxPayload)
+		return "", "", false, Verdict{Kind: Dead, Reason: err.Error()}, err
+	}
+	if child, created, err = w.dispatch(ctx, p, task, name, dir); err != nil {
+		return "", "", false, w.failed(ctx, err), err
+	}
+	return child, dir, created, Verdict{}, nil
 }
 
 // offer makes the folder of a child in one step. One that is there belongs to a child that may run.
@@ -281,6 +297,9 @@ func (w *Dispatch) failed(ctx context.Context, err error) Verdict {
 		return stopped(ctx)
 	}
 	v := Verdict{Kind: NotReady, Reason: err.Error()}
+	if full := (*roomError)(nil); errors.As(err, &full) {
+		return v
+	}
 	if h := hint.Of(err); h != "" {
 		v.Reason += " (" + h + ")"
 	}
@@ -342,8 +361,9 @@ type event struct {
 	Details        map[string]string
 }
 
-// look returns the child's newest allocation, nil when there is none yet, as soon as it differs from what index has seen. A child that was
-// stopped before it had one is an error like one that is gone.
+// look returns the child's first allocation, nil when there is none yet, as soon as it differs from what index has seen. A later one replaces
+// one whose node was lost or drained, and has the folder of one that may still run: it is no attempt. A child that was stopped before it had
+// one is an error like one that is gone.
 func (w *Dispatch) look(ctx context.Context, child, index string) (*alloc, string, error) {
 	query := url.Values{"wait": {childWait.String()}}
 	if index != "" {
@@ -364,8 +384,8 @@ func (w *Dispatch) look(ctx context.Context, child, index string) (*alloc, strin
 		}
 		return nil, next, nil
 	}
-	newest := slices.MaxFunc(allocs, func(a, b alloc) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
-	return &newest, next, nil
+	first := slices.MinFunc(allocs, func(a, b alloc) int { return cmp.Compare(a.CreateIndex, b.CreateIndex) })
+	return &first, next, nil
 }
 
 // judge says how an allocation ended, if it has.

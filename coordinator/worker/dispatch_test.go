@@ -31,6 +31,7 @@ type nomadOfChildren struct {
 	changed  chan struct{}
 	refuse   int // a status for every request
 	made     []string
+	found    int // tokens that were known
 }
 
 type child struct {
@@ -43,7 +44,7 @@ type child struct {
 
 func newNomad(t *testing.T) *nomadOfChildren {
 	n := &nomadOfChildren{t: t, children: map[string]*child{}, tokens: map[string]*child{}, changed: make(chan struct{}), index: 1}
-	n.parent = map[string]any{"ParameterizedJob": map[string]any{"Payload": "optional", "MetaRequired": []string{"retinue_item"}, "MetaOptional": []string{"retinue_dir", "retinue_attempt"}},
+	n.parent = map[string]any{"ParameterizedJob": map[string]any{"Payload": "optional", "MetaRequired": []string{"retinue_item"}, "MetaOptional": []string{"retinue_dir", "retinue_attempt", "retinue_stage"}},
 		"TaskGroups": []any{map[string]any{"Name": "worker", "Count": 1, "Tasks": []any{map[string]any{"Name": "worker", "Driver": "raw_exec"}}}}}
 	return n
 }
@@ -51,6 +52,16 @@ func newNomad(t *testing.T) *nomadOfChildren {
 func (n *nomadOfChildren) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if r.URL.Path == "/v1/jobs" {
+		jobs := []any{}
+		for _, c := range n.children {
+			if c.alloc == nil && !c.stopped {
+				jobs = append(jobs, map[string]any{"ID": c.id, "Meta": c.meta})
+			}
+		}
+		json.NewEncoder(w).Encode(jobs)
+		return
+	}
 	path := strings.TrimPrefix(r.URL.Path, "/v1/job/")
 	name, verb, _ := strings.Cut(path, "/")
 	if at := strings.LastIndex(path, "/"); strings.Contains(path, "dispatch-") && at > strings.Index(path, "dispatch-") {
@@ -64,9 +75,18 @@ func (n *nomadOfChildren) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no", n.refuse)
 	case name == "thumb" && verb == "":
 		json.NewEncoder(w).Encode(n.parent)
+	case name == "thumb" && verb == "summary":
+		alive := 0
+		for _, c := range n.children {
+			if c.alloc == nil && !c.stopped {
+				alive++
+			}
+		}
+		json.NewEncoder(w).Encode(map[string]any{"Children": map[string]int{"Pending": alive / 2, "Running": alive - alive/2, "Dead": len(n.children) - alive}})
 	case name == "thumb" && verb == "dispatch":
 		token := r.URL.Query().Get("idempotency_token")
 		if old := n.tokens[token]; old != nil {
+			n.found++
 			json.NewEncoder(w).Encode(map[string]any{"DispatchedJobID": old.id})
 			return
 		}
@@ -103,6 +123,9 @@ func (n *nomadOfChildren) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		allocs := []any{}
 		if c.alloc != nil {
 			allocs = append(allocs, c.alloc)
+			if c.alloc["ClientStatus"] == "lost" { // Nomad has made another one in the same moment
+				allocs = append(allocs, map[string]any{"ClientStatus": "running", "DesiredStatus": "run", "NodeName": "node-8", "CreateIndex": 9})
+			}
 		}
 		json.NewEncoder(w).Encode(allocs)
 	}
@@ -269,6 +292,69 @@ func TestDispatchOnce(t *testing.T) {
 	n.ends(2, "failed", exit(65))
 	if v := <-got; v.Kind != Dead || len(n.made) != 3 {
 		t.Errorf("%+v, dispatched %v", v, n.made)
+	}
+}
+
+// A job never has more children than it may, whichever coordinator made them: those of one that has died count, and an item that waits for
+// room burns none of its time and can be cancelled.
+func TestDispatchOutstanding(t *testing.T) {
+	n := newNomad(t)
+	numbered := func(i int) *item.Task {
+		task := dispatchTask(1)
+		task.ID, task.Attempt = fmt.Sprintf("item-%d", i), fmt.Sprintf("item-%d.1", i)
+		return task
+	}
+	made := func() int { n.mu.Lock(); defer n.mu.Unlock(); return len(n.made) }
+	first := n.dispatcher(t.TempDir())
+	first.Outstanding = 2
+	ctx, kill := context.WithCancelCause(t.Context())
+	left := []chan Verdict{call(ctx, first, numbered(0)), call(ctx, first, numbered(1))}
+	eventually(t, func() bool { return made() == 2 })
+	kill(fmt.Errorf("infra: the coordinator stops"))
+	for _, got := range left {
+		<-got
+	}
+
+	second := n.dispatcher(first.Folders.Work)
+	second.Outstanding = 2
+	waits := make(chan string, 100)
+	second.Beat = func(id string, again bool) {
+		select {
+		case waits <- id:
+		default:
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	never := call(ctx, second, numbered(7))
+	next := []chan Verdict{call(t.Context(), second, numbered(2)), call(t.Context(), second, numbered(3))}
+	for seen := map[string]bool{}; len(seen) < 3; {
+		seen[<-waits] = true
+	}
+	old := call(t.Context(), second, numbered(0)) // it has a child, and needs no room
+	eventually(t, func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.found == 1 })
+	if made() != 2 {
+		t.Fatalf("%d children, and two were there", made())
+	}
+	cancel(ErrCancelled)
+	if v := <-never; v.Kind != Stopped {
+		t.Errorf("%+v", v)
+	}
+	for i := range 4 { // one ends, one is made
+		n.ends(i, "complete", exit(0))
+		if i < 2 {
+			eventually(t, func() bool { return made() == 3+i })
+		}
+	}
+	for _, got := range append(next, old) {
+		if v := <-got; v.Kind != Ack {
+			t.Errorf("%+v", v)
+		}
+	}
+	if made() != 4 {
+		t.Errorf("%d children of four items", made())
+	}
+	if left, _ := filepath.Glob(filepath.Join(second.Folders.Work, "dispatch", "item-7*")); len(left) != 0 {
+		t.Errorf("an item that never began left %v", left)
 	}
 }
 

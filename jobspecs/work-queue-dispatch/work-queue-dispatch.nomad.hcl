@@ -1,7 +1,7 @@
 # Work queue, one Nomad job for each item: for items that take longer than half a minute, or need a container of their own.
 #
 #   nomad job run -var worker_command=gzip -var 'worker_args=["-dc"]' work-queue-dispatch.nomad.hcl
-#   retinue coordinator --mode dispatch --job work-queue-dispatch --work /shared/wq --queue archives --done /shared/done ...
+#   nomad job run -var job_name=archives -var mode=dispatch -var volume=shared work-queue.nomad.hcl
 #
 # This is the parameterized job: nothing of it runs until a coordinator makes a
 # child of it for an item. The command is the same as in jobspecs/work-queue: the

@@ -11,7 +11,7 @@ worker_command   = "ffmpeg"
 worker_args      = ["-i", "pipe:0", "-f", "webm", "pipe:1"]
 worker_resources = { cpu = 2000, memory = 2048 }
 
-# The image has no retinue in it: the coordinator puts it there, with --install /shared/bin/retinue.
+# The image has no retinue in it: work-queue's coordinator puts it there.
 retinue_command = "/shared/bin/retinue"
 
 # The folder that all nodes and the coordinator share.

@@ -140,7 +140,7 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"job_name=Not A Name": "lower-case letters, digits and dashes",
 		"count=-1":            "must be a whole number, 0 or more",
 		"slots=0":             "must be a whole number, 1 or more",
-		"mode=lines":          "must be exec, watch or http",
+		"mode=lines":          "must be exec, watch, http or dispatch",
 		"commit=rename":       "must be journal, publish or none",
 		"volume_type=nfs":     "must be host or csi",
 		"max_count=1.5":       "must be a whole number, 0 or more",
@@ -279,6 +279,30 @@ func TestTreeShape(t *testing.T) {
 				t.Errorf("a leaf: %s %v %v", service.Name, service.Meta, env)
 			}
 		}
+	}
+}
+
+// In mode dispatch the coordinator is alone: it has a way to Nomad, and no worker beside it.
+func TestDispatchShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=films", "-var", "mode=dispatch", "-var", "dispatch_job=films-one", "-var", "volume=shared", "-var", "slots=20")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	if len(job.TaskGroups) != 2 || len(job.TaskGroups[0].Tasks) != 1 {
+		t.Fatalf("%d groups, %d tasks in the first", len(job.TaskGroups), len(job.TaskGroups[0].Tasks))
+	}
+	task := job.TaskGroups[0].Tasks[0]
+	if task.Name != "coordinator" || task.Identity == nil || !task.Identity.File || task.Identity.Env || task.Lifecycle != nil || task.Consul == nil {
+		t.Errorf("task %s: identity %+v, lifecycle %+v, Consul %v", task.Name, task.Identity, task.Lifecycle, task.Consul)
+	}
+	for name, want := range map[string]string{"MODE": "dispatch", "JOB": "films-one", "WORK": "/shared/work", "DONE": "/shared/done", "INSTALL": "/shared/bin/retinue", "OUTSTANDING": "80", "DRAIN_TIMEOUT": "0s"} {
+		if got := task.Env["RETINUE_COORDINATOR_"+name]; got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if job, _ := parse(t, spec); job.TaskGroups[0].Tasks[0].Identity != nil {
+		t.Error("without mode dispatch the coordinator has a way to Nomad")
 	}
 }
 

@@ -279,6 +279,23 @@ func TestPolicyIsTheScalersOwn(t *testing.T) {
 	}
 }
 
+// The same for coordinators in mode dispatch, at Nomad.
+func TestPolicyIsTheDispatchersOwn(t *testing.T) {
+	const job = "terraform-dispatcher"
+	tf, c := onCluster(t, "modules/nomad-acl")
+	args := []string{"-auto-approve", "-var", "pattern=coordinator", "-var", "job_name=" + job}
+	tf.run("init")
+	t.Cleanup(func() { tf.run(append([]string{"destroy"}, args...)...) })
+	tf.run(append([]string{"apply"}, args...)...)
+	policy, _, err := c.Nomad.ACLPolicies().Info(coordinator.RoleName(job), nil)
+	if err != nil || policy.JobACL == nil || policy.JobACL.JobID != job || policy.JobACL.Group != "worker" || policy.JobACL.Task != "coordinator" {
+		t.Fatalf("policy %+v, %v", policy, err)
+	}
+	if got, want := rules(t, policy.Rules), rules(t, coordinator.NomadACL("default")); !slices.Equal(got, want) {
+		t.Errorf("the module gives %v, the coordinators ask for %v", got, want)
+	}
+}
+
 // The modules of the work queue and of the lifecycle make the jobs that their outputs speak of, and a second plan is empty. That the
 // jobs work is held elsewhere (tests/workqueue, tests/driver): the jobspecs are the same.
 func TestQueueModules(t *testing.T) {

@@ -1,15 +1,15 @@
 locals {
-  # Each pattern's helper is a task of this name, in a group of this name, in its jobspec.
+  # Each pattern's helper is a task of this name, in its jobspec; a coordinator's group is that of the workers.
   task  = var.task == "" ? var.pattern : var.task
-  group = var.group == "" ? local.task : var.group
+  group = var.group != "" ? var.group : var.pattern == "coordinator" ? "worker" : local.task
 
   rules = {
     # What the scalers of a work queue do: they see the count of their job, and change it.
     scaler = ["list-jobs", "read-job-scaling", "scale-job"]
 
-    # What coordinators in mode dispatch do: they make a job of each item, see how it
-    # ends, and stop it.
-    coordinator = ["dispatch-job", "read-job", "deregister-job"]
+    # What coordinators in mode dispatch do: they make a job of each item, see which
+    # there are and how they end, and stop them.
+    coordinator = ["dispatch-job", "list-jobs", "read-job", "deregister-job"]
   }
 }
 

@@ -31,7 +31,7 @@ variable "task" {
 }
 
 variable "group" {
-  description = "Name of the task's group. Empty: that of the task, as in the jobspecs."
+  description = "Name of the task's group. Empty: as in the jobspecs, that of the task, and worker for a coordinator."
   type        = string
   default     = ""
   nullable    = false

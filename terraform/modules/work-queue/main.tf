@@ -38,6 +38,8 @@ locals {
     target_drain       = var.target_drain
     scale_cooldown     = var.scale_cooldown
     mode               = var.mode
+    dispatch_job       = var.dispatch_job
+    work               = var.work
     max_runtime        = var.max_runtime
     to                 = var.to
     commit             = var.commit

@@ -155,19 +155,33 @@ variable "queue_url" {
 }
 
 variable "mode" {
-  description = "How the worker gets an item: exec (the command is started for each), watch (it claims folders) or http."
+  description = "How the worker gets an item: exec (the command is started for each), watch (it claims folders), http, or dispatch (a Nomad job for each, a child of dispatch_job; there is no worker beside the coordinator)."
   type        = string
   default     = "exec"
 
   validation {
-    condition     = contains(["exec", "watch", "http"], var.mode)
-    error_message = "The mode must be exec, watch or http."
+    condition     = contains(["exec", "watch", "http", "dispatch"], var.mode)
+    error_message = "The mode must be exec, watch, http or dispatch."
   }
   nullable = false
 }
 
+variable "dispatch_job" {
+  description = "The parameterized job of which mode dispatch makes a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
+  type        = string
+  default     = "work-queue-dispatch"
+  nullable    = false
+}
+
+variable "work" {
+  description = "Folder of the children's inputs and outputs in mode dispatch, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
 variable "slots" {
-  description = "Items that a worker handles at once."
+  description = "Items that a worker handles at once; in mode dispatch the children of a coordinator."
   type        = number
   default     = 4
 

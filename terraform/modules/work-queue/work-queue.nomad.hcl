@@ -146,18 +146,30 @@ variable "queue_url" {
 }
 
 variable "mode" {
-  description = "How the worker gets an item: exec (the command is started for each), watch (it claims folders) or http."
+  description = "How the worker gets an item: exec (the command is started for each), watch (it claims folders), http, or dispatch (a Nomad job for each, a child of dispatch_job; there is no worker beside the coordinator)."
   type        = string
   default     = "exec"
 
   validation {
-    condition     = contains(["exec", "watch", "http"], var.mode)
-    error_message = "The mode must be exec, watch or http."
+    condition     = contains(["exec", "watch", "http", "dispatch"], var.mode)
+    error_message = "The mode must be exec, watch, http or dispatch."
   }
 }
 
+variable "dispatch_job" {
+  description = "The parameterized job of which mode dispatch makes a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
+  type        = string
+  default     = "work-queue-dispatch"
+}
+
+variable "work" {
+  description = "Folder of the children's inputs and outputs in mode dispatch, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
+  type        = string
+  default     = ""
+}
+
 variable "slots" {
-  description = "Items that a worker handles at once."
+  description = "Items that a worker handles at once; in mode dispatch the children of a coordinator."
   type        = number
   default     = 4
 
@@ -319,6 +331,11 @@ locals {
   docker = var.driver == "docker"
   shell  = var.mode == "exec"
 
+  # In mode dispatch the coordinators are alone: they ask Nomad for a job for each item.
+  dispatch    = var.mode == "dispatch"
+  work        = var.work != "" ? var.work : var.volume != "" ? "/shared/work" : ""
+  outstanding = min(1000, 2 * var.slots * max(1, var.count, var.max_count))
+
   # The job's own broker is found through Consul at each connection, so that it may move.
   own_broker = var.queue_url == ""
   own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
@@ -335,6 +352,7 @@ locals {
   demo         = var.worker_command == "" && (var.worker_image == "" || local.shell)
   worker_image = var.worker_image != "" ? var.worker_image : var.retinue_image
   shim         = local.foreign ? "${NOMAD_ALLOC_DIR}/bin/retinue" : var.retinue_command
+  install      = local.foreign && local.shell ? local.shim : local.dispatch && var.volume != "" ? "/shared/bin/retinue" : ""
   own_command  = local.demo ? concat([local.shim, "demo-app", "work-queue"], var.worker_args) : concat([var.worker_command], var.worker_args)
   command      = local.shell ? concat([local.shim, "worker", "--"], local.own_command) : local.own_command
 
@@ -405,12 +423,26 @@ job "work-queue" {
       leader       = true
       kill_timeout = "${var.drain_seconds + 10}s"
 
-      lifecycle {
-        hook    = "prestart"
-        sidecar = true
+      # A group is over when it has no main task: alone, the coordinator is that.
+      dynamic "lifecycle" {
+        for_each = local.dispatch ? [] : [1]
+
+        content {
+          hook    = "prestart"
+          sidecar = true
+        }
       }
 
       consul {}
+
+      # Nomad's socket in the task's secrets, and the token for it.
+      dynamic "identity" {
+        for_each = local.dispatch ? [1] : []
+
+        content {
+          file = true
+        }
+      }
 
       dynamic "config" {
         for_each = local.docker ? [1] : []
@@ -433,22 +465,26 @@ job "work-queue" {
       }
 
       env = merge({
-        CONSUL_HTTP_ADDR                  = var.consul_http_addr
-        RETINUE_COORDINATOR_QUEUE         = var.job_name
-        RETINUE_COORDINATOR_NODE          = "${node.unique.name}"
-        RETINUE_COORDINATOR_MODE          = local.shell ? "watch" : var.mode
-        RETINUE_COORDINATOR_URL           = var.mode == "http" ? local.worker_url : ""
-        RETINUE_COORDINATOR_INSTALL       = local.foreign && local.shell ? local.shim : ""
-        RETINUE_COORDINATOR_SLOTS         = "${var.slots}"
-        RETINUE_COORDINATOR_ATTEMPTS      = "${var.attempts}"
-        RETINUE_COORDINATOR_MAX_RUNTIME   = var.max_runtime
-        RETINUE_COORDINATOR_DRAIN_TIMEOUT = "${var.drain_seconds}s"
-        RETINUE_COORDINATOR_TO            = var.to
-        RETINUE_COORDINATOR_COMMIT        = local.commit
-        RETINUE_COORDINATOR_DONE          = local.done
-        RETINUE_COORDINATOR_JOURNAL       = local.commit == "journal" ? "consul:${var.job_name}" : ""
-        RETINUE_COORDINATOR_LOAD          = local.scales ? "consul:${var.job_name}" : ""
-      }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.coordinator_env)
+        CONSUL_HTTP_ADDR                                   = var.consul_http_addr
+        RETINUE_COORDINATOR_QUEUE                          = var.job_name
+        RETINUE_COORDINATOR_NODE                           = "${node.unique.name}"
+        RETINUE_COORDINATOR_MODE                           = local.shell ? "watch" : var.mode
+        RETINUE_COORDINATOR_URL                            = var.mode == "http" ? local.worker_url : ""
+        RETINUE_COORDINATOR_INSTALL                        = local.install
+        RETINUE_COORDINATOR_SLOTS                          = "${var.slots}"
+        RETINUE_COORDINATOR_ATTEMPTS                       = "${var.attempts}"
+        RETINUE_COORDINATOR_MAX_RUNTIME                    = var.max_runtime
+        RETINUE_COORDINATOR_DRAIN_TIMEOUT                  = local.dispatch ? "0s" : "${var.drain_seconds}s" # children go on
+        RETINUE_COORDINATOR_TO                             = var.to
+        RETINUE_COORDINATOR_COMMIT                         = local.commit
+        RETINUE_COORDINATOR_DONE                           = local.done
+        RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
+        RETINUE_COORDINATOR_LOAD                           = local.scales ? "consul:${var.job_name}" : ""
+        }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, local.dispatch ? {
+        RETINUE_COORDINATOR_JOB                            = var.dispatch_job
+        RETINUE_COORDINATOR_WORK                           = local.work
+        RETINUE_COORDINATOR_OUTSTANDING                    = "${local.outstanding}"
+      } : {}, var.coordinator_env)
 
       dynamic "template" {
         for_each = local.own_broker ? [1] : []
@@ -507,66 +543,71 @@ job "work-queue" {
       }
     }
 
-    task "worker" {
-      driver       = var.driver
-      kill_timeout = "10s"
+    dynamic "task" {
+      for_each = local.dispatch ? [] : ["worker"]
+      labels   = [task.value]
 
-      dynamic "artifact" {
-        for_each = var.worker_artifacts
+      content {
+        driver       = var.driver
+        kill_timeout = "10s"
 
-        content {
-          source = artifact.value
+        dynamic "artifact" {
+          for_each = var.worker_artifacts
+
+          content {
+            source = artifact.value
+          }
         }
-      }
 
-      dynamic "config" {
-        for_each = local.docker && local.shell ? [1] : []
+        dynamic "config" {
+          for_each = local.docker && local.shell ? [1] : []
 
-        content {
-          image        = local.worker_image
-          entrypoint   = [local.command[0]]
-          args         = slice(local.command, 1, length(local.command))
-          network_mode = local.bridge ? "" : "host"
+          content {
+            image        = local.worker_image
+            entrypoint   = [local.command[0]]
+            args         = slice(local.command, 1, length(local.command))
+            network_mode = local.bridge ? "" : "host"
+          }
         }
-      }
 
-      dynamic "config" {
-        for_each = local.docker && !local.shell ? [1] : []
+        dynamic "config" {
+          for_each = local.docker && !local.shell ? [1] : []
 
-        content {
-          image        = local.worker_image
-          command      = local.command[0]
-          args         = slice(local.command, 1, length(local.command))
-          network_mode = local.bridge ? "" : "host"
+          content {
+            image        = local.worker_image
+            command      = local.command[0]
+            args         = slice(local.command, 1, length(local.command))
+            network_mode = local.bridge ? "" : "host"
+          }
         }
-      }
 
-      dynamic "config" {
-        for_each = local.docker ? [] : [1]
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
 
-        content {
-          command = local.command[0]
-          args    = slice(local.command, 1, length(local.command))
+          content {
+            command = local.command[0]
+            args    = slice(local.command, 1, length(local.command))
+          }
         }
-      }
 
-      env = merge(var.worker_env, {
-        RETINUE_WORKER_SLOTS  = "${var.slots}"
-        RETINUE_WORKER_LISTEN = var.mode == "http" ? local.listen : ""
-      })
+        env = merge(var.worker_env, {
+          RETINUE_WORKER_SLOTS  = "${var.slots}"
+          RETINUE_WORKER_LISTEN = var.mode == "http" ? local.listen : ""
+        })
 
-      dynamic "volume_mount" {
-        for_each = var.volume == "" ? [] : ["shared"]
+        dynamic "volume_mount" {
+          for_each = var.volume == "" ? [] : ["shared"]
 
-        content {
-          volume      = volume_mount.value
-          destination = "/shared"
+          content {
+            volume      = volume_mount.value
+            destination = "/shared"
+          }
         }
-      }
 
-      resources {
-        cpu    = var.worker_resources.cpu
-        memory = var.worker_resources.memory
+        resources {
+          cpu    = var.worker_resources.cpu
+          memory = var.worker_resources.memory
+        }
       }
     }
   }
