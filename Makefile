@@ -89,8 +89,8 @@ faults: $(RETINUE) tools ## ten thousand seeded faults against leader election, 
 faults-queue: ## a hundred thousand items and hundreds of kills on each broker of the work queue, judged by their history (some 50 minutes)
 	cd tests && go run ./queuefaults -seed 20261129 -items 100000 -kills 200 -minutes 15 -out ../docs/reports/work-queue-faults.md
 
-faults-lifecycle: $(RETINUE) plugin tools ## hundreds of tasks under kills of plugin, executor and agent in every state, and a hundred node drains (some 40 minutes)
-	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./driverfaults -seed 20261129 -salvos 40 -drains 100 -out ../docs/reports/lifecycle-faults.md
+faults-lifecycle: $(RETINUE) plugin tools ## hundreds of tasks under kills of plugin, executor and agent in every state, and a hundred node drains (some 20 minutes)
+	cd tests && RETINUE_BIN=$(CURDIR)/$(RETINUE) go run ./driverfaults -seed 20261129 -salvos 24 -drains 100 -out ../docs/reports/lifecycle-faults.md
 
 generate: ## refresh what is generated: module copies of jobspecs, golden files
 	cd tests && go generate ./...

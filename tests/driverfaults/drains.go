@@ -63,6 +63,8 @@ func (w *world) drainNodes(ctx context.Context, r *report, end time.Time) error 
 		if err != nil {
 			return err
 		}
+		// A drain waits until the task is healthy elsewhere: by default for ten seconds.
+		job.TaskGroups[0].Migrate = &nomad.MigrateStrategy{MaxParallel: new(1), HealthCheck: new("task_states"), MinHealthyTime: new(100 * time.Millisecond), HealthyDeadline: new(time.Minute)}
 		if err := nomadkit.Register(ctx, w.cluster.Nomad, job); err != nil {
 			return err
 		}

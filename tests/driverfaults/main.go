@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -114,6 +115,7 @@ func run(ctx context.Context, s settings) (r *report, err error) {
 	}
 	defer func() { err = errors.Join(err, w.cluster.Close()) }()
 	r = newReport(w)
+	var told []string // what stays is a finding once
 	for n := range s.Salvos {
 		if time.Since(began) > s.Limit {
 			break
@@ -128,6 +130,8 @@ func run(ctx context.Context, s settings) (r *report, err error) {
 		if err != nil {
 			return nil, err
 		}
+		left = slices.DeleteFunc(left, func(one string) bool { return slices.Contains(told, one) })
+		told = append(told, left...)
 		if len(left) > 0 {
 			r.find(finding{nothing, fmt.Sprintf("salvo %d", n), fmt.Sprint(left)})
 		}

@@ -165,9 +165,9 @@ func (w *world) ask(ctx context.Context, stub *nomad.AllocationListStub, method,
 }
 
 // learn notes the processes of the plugin on the target. Those that the agent has taken over are nobody's children: they are
-// known from before.
+// known from before. After many crashes Nomad takes up to two minutes to start a plugin again.
 func (w *world) learn(ctx context.Context) error {
-	return drivercluster.Eventually(ctx, time.Minute, "the plugin runs", func() error {
+	return drivercluster.Eventually(ctx, 4*time.Minute, "the plugin runs", func() error {
 		all, err := drivercluster.Processes()
 		if err != nil {
 			return err
