@@ -39,6 +39,7 @@ type queuer struct {
 	helper       func() (*process, error) // the worker that it calls; nil for none
 	count        func(ctx context.Context) (int, error)
 
+	nomad                          string // where it makes jobs
 	queue, counter, socket, folder string // of this round
 
 	rates, costs []float64 // items/s, and µs of processor time an item
@@ -375,7 +376,7 @@ func (q *queueRig) coordinator(kind, name, settings, config string) *queuer {
 	c.start = func() (*process, error) {
 		file := filepath.Join(c.folder, "queue.hcl")
 		text := fmt.Sprintf("work_queue %q {\n  source {\n    broker = %q\n  }\n  %s\n}\n", c.queue, q.brokers[kind].URL,
-			strings.NewReplacer("FOLDER", c.folder, "SOCKET", c.socket, "SLOTS", strconv.Itoa(queueSlots), "HAND", q.hand).Replace(config))
+			strings.NewReplacer("FOLDER", c.folder, "SOCKET", c.socket, "SLOTS", strconv.Itoa(queueSlots), "HAND", q.hand, "QUEUE", c.queue, "NOMAD", c.nomad).Replace(config))
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/hibiken/asynq"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/redis/go-redis/v9"
@@ -66,6 +67,12 @@ func (o *options) prepare() (err error) {
 		}
 	case "exec":
 		o.do = o.command
+	case "dispatch":
+		client, err := nomad.NewClient(&nomad.Config{Address: o.nomad})
+		if err != nil {
+			return err
+		}
+		o.do = func(ctx context.Context, items []item) error { return o.dispatch(ctx, client, items[0]) }
 	}
 	return nil
 }
@@ -97,6 +104,29 @@ func (o *options) command(ctx context.Context, items []item) error {
 		return err
 	}
 	return os.Rename(output, filepath.Join(o.work, "done-"+items[0].id))
+}
+
+// dispatch makes a Nomad job of an item, and waits for its end.
+func (o *options) dispatch(ctx context.Context, client *nomad.Client, it item) error {
+	resp, _, err := client.Jobs().Dispatch(o.queue, map[string]string{"retinue_item": it.id}, it.body, "", nil)
+	if err != nil {
+		return err
+	}
+	for index := uint64(0); ; {
+		allocs, meta, err := client.Jobs().Allocations(resp.DispatchedJobID, false, (&nomad.QueryOptions{WaitIndex: index, WaitTime: 10 * time.Second}).WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		for _, a := range allocs {
+			switch a.ClientStatus {
+			case nomad.AllocClientStatusComplete:
+				return nil
+			case nomad.AllocClientStatusFailed, nomad.AllocClientStatusLost:
+				return fmt.Errorf("job %s: its allocation is %s", resp.DispatchedJobID, a.ClientStatus)
+			}
+		}
+		index = meta.LastIndex
+	}
 }
 
 // work takes items from the channel until it is closed.

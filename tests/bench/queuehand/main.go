@@ -4,7 +4,7 @@
 // worker that the loops and the coordinator call.
 //
 //	queuehand worker -listen SOCKET
-//	queuehand loop -broker redis://... -queue q -slots 8 -call http|exec|batch -worker SOCKET -count FILE
+//	queuehand loop -broker redis://... -queue q -slots 8 -call http|exec|batch|dispatch -worker SOCKET -count FILE
 //	queuehand lines                  NDJSON in, verdicts out; counts in $BENCH_COUNT
 //	queuehand asynq -broker redis://... -slots 8 -count FILE
 package main
@@ -31,8 +31,9 @@ func main() {
 	flags.StringVar(&o.broker, "broker", "", "redis:// or amqp://")
 	flags.StringVar(&o.queue, "queue", "q", "stream or queue")
 	flags.IntVar(&o.slots, "slots", 8, "calls at once")
-	flags.StringVar(&o.call, "call", "http", "http, exec or batch")
+	flags.StringVar(&o.call, "call", "http", "http, exec, batch or dispatch")
 	flags.StringVar(&o.worker, "worker", "", "socket of the HTTP worker")
+	flags.StringVar(&o.nomad, "nomad", "", "Nomad, of call dispatch: the parameterized job is named as the queue is")
 	flags.StringVar(&o.listen, "listen", "", "socket to listen on")
 	flags.StringVar(&o.count, "count", "", "file that grows by a byte for each item that is done")
 	flags.DurationVar(&o.hold, "hold", 0, "of the HTTP worker: how long an item takes")
@@ -66,9 +67,9 @@ func main() {
 
 // options are the flags.
 type options struct {
-	broker, queue, call, worker, listen, count, work string
-	slots                                            int
-	hold                                             time.Duration
+	broker, queue, call, worker, nomad, listen, count, work string
+	slots                                                   int
+	hold                                                    time.Duration
 
 	counter *os.File
 	do      func(ctx context.Context, items []item) error
