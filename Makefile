@@ -10,11 +10,12 @@ SOURCES := $(shell find . -path ./tests -prune -o -path ./plugins -prune -o -pat
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: $(RETINUE) ## the multi-call binary, and beside it the broker and the coordinator with every broker, in bin/
+build: $(RETINUE) ## the multi-call binary, and beside it the broker, the elector alone and the coordinator with every broker, in bin/
 
 $(RETINUE): $(SOURCES)
 	@mkdir -p bin
 	$(BUILD) -o $@-broker ./cmd/retinue-broker
+	$(BUILD) -o $@-elector ./cmd/retinue-elector
 	$(BUILD) -o $@-coordinator ./cmd/retinue-coordinator
 	$(BUILD) -o $@ ./cmd/retinue
 

@@ -5,45 +5,21 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"retinue"
 	"retinue/coordinator/broker"
-	"retinue/internal/envflag"
+	"retinue/internal/cli"
 	"retinue/internal/hint"
 	"retinue/internal/obs"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := newCmd().ExecuteContext(ctx)
-	if err == nil {
-		return
-	}
-	fmt.Fprintf(os.Stderr, "Error: %v\n", err)
-	if h := hint.Of(err); h != "" {
-		fmt.Fprintf(os.Stderr, "Hint: %s\n", h)
-	}
-	if errors.As(err, new(usageError)) {
-		os.Exit(2)
-	}
-	os.Exit(1)
-}
-
-// usageError marks an error of the command line.
-type usageError struct{ error }
-
-func (u usageError) Unwrap() error { return u.error }
+func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 // flags are the command line.
 type flags struct {
@@ -63,21 +39,9 @@ writes out what is left and ends; clients connect again when it is back.
 Anything but loopback needs a password: --password-file names a file with it.`,
 		Example: `  retinue-broker --data /tmp/queue
   retinue-broker --data /queue --listen 0.0.0.0:4222 --password-file /secrets/password`,
-		Version:       retinue.Version,
-		Args:          cobra.NoArgs,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if err := envflag.Apply(cmd, os.LookupEnv); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return usageError{hint.Wrap(err, "run `retinue-broker --help` for the flags and examples")}
-	})
 	cmd.Flags().StringVar(&f.data, "data", "", "folder of the messages; it must live as long as the queues")
 	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:4222", "where clients connect, HOST:PORT")
 	cmd.Flags().StringVar(&f.durability, "durability", string(broker.Always), "when a message reaches the disk: always (before the answer), interval (within 0.1s) or process (a kill loses nothing, a power failure does)")
@@ -87,7 +51,6 @@ Anything but loopback needs a password: --password-file names a file with it.`,
 	cmd.Flags().StringVar(&f.cluster, "cluster", "", "where the other brokers connect, HOST:PORT")
 	cmd.Flags().StringSliceVar(&f.routes, "routes", nil, "the other brokers' --cluster addresses")
 	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
-	envflag.Show(cmd)
 	return cmd
 }
 
@@ -95,21 +58,21 @@ Anything but loopback needs a password: --password-file names a file with it.`,
 func (f flags) config() (broker.Config, error) {
 	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes}
 	if f.data == "" {
-		return c, usageError{hint.Wrap(errors.New("no folder for the messages"), "give --data FOLDER")}
+		return c, cli.Usage(hint.Wrap(errors.New("no folder for the messages"), "give --data FOLDER"))
 	}
 	if f.passwordFile == "" {
 		if !loopback(f.listen) || f.cluster != "" && !loopback(f.cluster) {
-			return c, usageError{hint.Wrap(fmt.Errorf("%s is open to others, and there is no password", f.listen), "give --password-file FILE, or listen on 127.0.0.1")}
+			return c, cli.Usage(hint.Wrap(fmt.Errorf("%s is open to others, and there is no password", f.listen), "give --password-file FILE, or listen on 127.0.0.1"))
 		}
 		return c, nil
 	}
 	data, err := os.ReadFile(f.passwordFile)
 	if err != nil {
-		return c, usageError{fmt.Errorf("read the password: %w", err)}
+		return c, cli.Usage(fmt.Errorf("read the password: %w", err))
 	}
 	c.User, c.Password = f.user, strings.TrimSpace(string(data))
 	if len(c.Password) < 16 {
-		return c, usageError{hint.Wrap(fmt.Errorf("the password in %s has less than 16 characters", f.passwordFile), "make one: openssl rand -hex 16")}
+		return c, cli.Usage(hint.Wrap(fmt.Errorf("the password in %s has less than 16 characters", f.passwordFile), "make one: openssl rand -hex 16"))
 	}
 	return c, nil
 }
@@ -128,7 +91,7 @@ func (f flags) run(cmd *cobra.Command) error {
 	}
 	log, err := obs.Logger(cmd.ErrOrStderr(), "broker", f.logLevel)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	b, err := broker.Start(cmd.Context(), c)
 	if err != nil {

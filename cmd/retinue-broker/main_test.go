@@ -1,13 +1,14 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"retinue/internal/cli"
 )
 
 // Nobody gets a queue that is open to the network by leaving something out.
@@ -38,7 +39,7 @@ func TestOpenOnlyWithAPassword(t *testing.T) {
 		if (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c, err)
 		}
-		if err != nil && (!errors.As(err, new(usageError)) || strings.Contains(err.Error(), "0123456789")) {
+		if code, _ := cli.Code(err); err != nil && (code != cli.ExitUsage || strings.Contains(err.Error(), "0123456789")) {
 			t.Errorf("%+v: %v", c, err)
 		}
 		if c.ok && c.password != "" && (conf.User != "u" || conf.Password != "0123456789abcdef0123") {

@@ -12,11 +12,12 @@ import (
 	"github.com/spf13/pflag"
 
 	"retinue/coordinator/command"
+	"retinue/internal/cli"
 )
 
 func call(args ...string) (code int, out, errs string) {
 	var stdout, stderr bytes.Buffer
-	code = run(args, &stdout, &stderr)
+	code = cli.Main(newCmd(), args, &stdout, &stderr)
 	return code, stdout.String(), stderr.String()
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"retinue"
 	"retinue/coordinator/command"
 	"retinue/coordinator/source/dial"
+	"retinue/internal/cli"
 	"retinue/internal/envflag"
 	"retinue/internal/hint"
 )
@@ -22,9 +22,9 @@ import (
 // Exit codes, the same for every verb.
 const (
 	exitOK          = 0
-	exitFailed      = 1   // the verb ran and its answer is "no", or something failed
-	exitUsage       = 2   // the command line or a configuration is wrong
-	exitInterrupted = 130 // Ctrl-C or SIGTERM
+	exitFailed      = cli.ExitFailed
+	exitUsage       = cli.ExitUsage
+	exitInterrupted = cli.ExitInterrupted
 )
 
 // usageError marks an error of the command line itself.
@@ -55,7 +55,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	theirs, said := command.Code(err)
+	theirs, said := cli.Code(err)
 	if said {
 		return theirs
 	}
@@ -196,12 +196,8 @@ func allCommands(cmd *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// printJSON writes v as indented JSON, the form of every --json.
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
+// printJSON is the form of every --json.
+var printJSON = cli.PrintJSON
 
 const examplesFirst = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}

@@ -9,6 +9,7 @@ import (
 
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/memory"
+	"retinue/internal/cli"
 	"retinue/internal/hint"
 )
 
@@ -23,15 +24,15 @@ func (b Brokers) open(url string) (func(source.Options) (source.Source, error), 
 		broker := memory.New()
 		return func(o source.Options) (source.Source, error) { return broker.Open(o) }, nil
 	case "":
-		return nil, usageError{hint.Wrap(fmt.Errorf("no broker named"), "give --broker URL; memory: tries a worker without one")}
+		return nil, cli.Usage(hint.Wrap(fmt.Errorf("no broker named"), "give --broker URL; memory: tries a worker without one"))
 	}
 	if !slices.Contains(strings.Split(b.Schemes, ", "), scheme) {
 		if b.Elsewhere != nil {
 			if advice := b.Elsewhere(scheme); advice != "" {
-				return nil, usageError{hint.Wrap(fmt.Errorf("this program does not have the broker %s", scheme), "%s", advice)}
+				return nil, cli.Usage(hint.Wrap(fmt.Errorf("this program does not have the broker %s", scheme), "%s", advice))
 			}
 		}
-		return nil, usageError{hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", b.Schemes)}
+		return nil, cli.Usage(hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", b.Schemes))
 	}
 	return func(o source.Options) (source.Source, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), brokerTimeout)

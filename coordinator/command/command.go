@@ -5,8 +5,6 @@ package command
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"retinue/coordinator/source"
 )
@@ -19,34 +17,4 @@ type Brokers struct {
 	Open func(ctx context.Context, address string, o source.Options) (source.Source, error)
 	// Elsewhere says for a scheme that this program does not link what to do instead; "" where nothing is known of it.
 	Elsewhere func(scheme string) string
-}
-
-// Exit codes.
-const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitInterrupted = 130
-)
-
-// usageError marks an error of the command line itself.
-type usageError struct{ error }
-
-func (u usageError) Unwrap() error { return u.error }
-
-// exitError ends the program with a code when everything has been said already.
-type exitError int
-
-func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
-
-// Code is the exit code of a program whose command ended with err, and whether everything has been said already.
-func Code(err error) (code int, said bool) {
-	switch e := exitError(0); {
-	case err == nil:
-		return 0, true
-	case errors.As(err, &e):
-		return int(e), true
-	case errors.As(err, new(usageError)):
-		return exitUsage, false
-	}
-	return exitFailed, false
 }

@@ -19,6 +19,7 @@ import (
 
 	"retinue/coordinator"
 	"retinue/coordinator/source"
+	"retinue/internal/cli"
 	"retinue/internal/clock"
 	"retinue/internal/hint"
 	"retinue/internal/listen"
@@ -152,15 +153,15 @@ func (f *coordinatorFlags) settings(args []string, getenv func(string) string) (
 func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	s, err := f.settings(args, os.Getenv)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	cfg, err := s.Config()
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	log, err := obs.Logger(cmd.ErrOrStderr(), "coordinator", f.logLevel)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	if err := f.name(&cfg, os.Getenv); err != nil {
 		return err
@@ -195,7 +196,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if s.Load != "" {
 		stop, err := reportLoad(c, s.Load, cfg.Queue, log, os.Getenv)
 		if err != nil {
-			return errors.Join(usageError{err}, closeAll(listeners), w.Close())
+			return errors.Join(cli.Usage(err), closeAll(listeners), w.Close())
 		}
 		defer stop()
 	}
@@ -218,7 +219,7 @@ func patient(ctx context.Context, log hclog.Logger, open func(source.Options) (s
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
-				return nil, exitError(exitInterrupted)
+				return nil, cli.Exit(cli.ExitInterrupted)
 			}
 		}
 	}
@@ -255,12 +256,12 @@ func openListeners(addrs []string, fileMode string, log hclog.Logger) (listeners
 	}()
 	var mode fs.FileMode
 	if _, err := fmt.Sscanf(fileMode, "%o", &mode); err != nil || mode > 0o777 {
-		return nil, usageError{hint.Wrap(fmt.Errorf("--socket-mode %q is not an octal file mode", fileMode), "use 0666 or 0660")}
+		return nil, cli.Usage(hint.Wrap(fmt.Errorf("--socket-mode %q is not an octal file mode", fileMode), "use 0666 or 0660"))
 	}
 	for _, s := range addrs {
 		addr, err := listen.Parse(strings.TrimSpace(s))
 		if err != nil {
-			return listeners, usageError{err}
+			return listeners, cli.Usage(err)
 		}
 		l, err := listen.Listen(addr, mode)
 		if err != nil {
@@ -296,7 +297,7 @@ func serveCoordinator(ctx context.Context, c *coordinator.Coordinator, listeners
 	closeAll()
 	served.Wait()
 	if errors.Is(err, context.Canceled) {
-		return exitError(exitInterrupted)
+		return cli.Exit(cli.ExitInterrupted)
 	}
 	return err
 }

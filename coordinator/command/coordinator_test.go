@@ -13,6 +13,7 @@ import (
 
 	"retinue/coordinator"
 	"retinue/coordinator/source"
+	"retinue/internal/cli"
 	"retinue/internal/hint"
 )
 
@@ -65,7 +66,7 @@ func TestBrokersElsewhere(t *testing.T) {
 	b := Brokers{Schemes: "nats, redis", Elsewhere: func(scheme string) string { return map[string]string{"kafka": "use the other program"}[scheme] }}
 	for address, want := range map[string]string{"kafka://h:1": "use the other program", "ftp://h": "nats, redis", "": "--broker", "h:1": "nats, redis"} {
 		_, err := b.open(address)
-		if code, said := Code(err); code != exitUsage || said || !strings.Contains(hint.Of(err), want) {
+		if code, said := cli.Code(err); code != cli.ExitUsage || said || !strings.Contains(hint.Of(err), want) {
 			t.Errorf("%q: code %d, %v, hint %q", address, code, err, hint.Of(err))
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"retinue/coordinator"
 	"retinue/coordinator/scale"
 	"retinue/coordinator/source"
+	"retinue/internal/cli"
 	"retinue/internal/clock"
 	"retinue/internal/consulkit"
 	"retinue/internal/listen"
@@ -82,7 +83,7 @@ under way Nomad scales no job.`,
 func (f *scalerFlags) run(cmd *cobra.Command) error {
 	log, err := obs.Logger(cmd.ErrOrStderr(), "scaler", f.logLev)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	who := coordinator.Config{ID: f.cfg.ID}
 	if err := (&coordinatorFlags{id: f.cfg.ID}).name(&who, os.Getenv); err != nil {
@@ -90,18 +91,18 @@ func (f *scalerFlags) run(cmd *cobra.Command) error {
 	}
 	f.cfg.ID = who.ID
 	if err := f.cfg.Validate(); err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	if f.load == "" {
 		f.load = "consul:" + f.cfg.Job
 	}
 	place, consul, err := openPlace(f.load, f.cfg.Queue)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	api, err := taskapi.New(taskapi.Config{Addr: f.nomad}, os.Getenv)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	open, err := f.brokers.open(f.broker)
 	if err != nil {

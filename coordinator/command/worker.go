@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"retinue/coordinator/worker"
+	"retinue/internal/cli"
 	"retinue/internal/hint"
 )
 
@@ -37,19 +38,19 @@ On SIGTERM nothing new is started; what runs may end. A second SIGTERM ends it.`
   retinue worker --slots 8 -- /usr/bin/thumbnail`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{hint.Wrap(errors.New("no command to run"), "give it after --, as in `worker -- gzip -dc`; --help shows all")}
+				return cli.Usage(hint.Wrap(errors.New("no command to run"), "give it after --, as in `worker -- gzip -dc`; --help shows all"))
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if work == "" && dir == "" {
-				return usageError{hint.Wrap(errors.New("no folder to work in"), "give --work FOLDER, the coordinator's; in a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")}
+				return cli.Usage(hint.Wrap(errors.New("no folder to work in"), "give --work FOLDER, the coordinator's; in a Nomad task it is $NOMAD_ALLOC_DIR/data/wq"))
 			}
 			if slots < 1 {
-				return usageError{fmt.Errorf("%d slots", slots)}
+				return cli.Usage(fmt.Errorf("%d slots", slots))
 			}
 			if _, err := exec.LookPath(args[0]); err != nil { // better no worker than one that fails every item
-				return usageError{hint.Wrap(fmt.Errorf("the command: %w", err), "it is looked for in this container")}
+				return cli.Usage(hint.Wrap(fmt.Errorf("the command: %w", err), "it is looked for in this container"))
 			}
 			c := worker.Claims{Work: work, Command: args, Grace: grace, Slots: slots, Codes: worker.DefaultExitCodes()}
 			if dir != "" {

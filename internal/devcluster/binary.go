@@ -34,7 +34,7 @@ func ownBinary(ctx context.Context) (string, error) {
 	return buildOwn(ctx, root)
 }
 
-// buildOwn builds retinue and the broker beside it.
+// buildOwn builds retinue and its companions.
 func buildOwn(ctx context.Context, root string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -44,7 +44,11 @@ func buildOwn(ctx context.Context, root string) (string, error) {
 	if err := os.MkdirAll(dest, 0o755); err != nil {
 		return "", diskError(err)
 	}
-	for _, name := range []string{"retinue", brokerName} {
+	names := []string{"retinue"}
+	for _, c := range companions {
+		names = append(names, c.name)
+	}
+	for _, name := range names {
 		// A temporary name first: two processes may build at once.
 		tmp := filepath.Join(dest, fmt.Sprintf("%s.%d", name, os.Getpid()))
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", tmp, "./cmd/"+name)

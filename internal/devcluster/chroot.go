@@ -11,8 +11,10 @@ import (
 // retinue binary. Nomad hard-links each file for each task.
 func chrootFiles(retinueBin string) map[string]string {
 	files := map[string]string{retinueBin: taskBinary}
-	if broker := brokerBeside(retinueBin); broker != "" {
-		files[broker] = taskBroker
+	for _, c := range companions {
+		if path := c.beside(retinueBin); path != "" {
+			files[path] = c.inTask()
+		}
 	}
 	for _, name := range []string{"/etc/passwd", "/etc/group", "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs/ca-certificates.crt"} {
 		addFile(files, name, name)

@@ -201,12 +201,14 @@ func TestImageLayer(t *testing.T) {
 	if err != nil || !bytes.Equal(one, two) {
 		t.Errorf("the same input gives another layer (%v)", err)
 	}
-	// The broker goes where retinue goes.
-	if err := os.WriteFile(filepath.Join(filepath.Dir(bin), brokerName), []byte("broker"), 0o755); err != nil {
-		t.Fatal(err)
+	// Its companions go where retinue goes.
+	for _, c := range companions {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(bin), c.name), []byte(c.name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if one, err = imageLayer(bin); err != nil || bytes.Equal(one, two) {
-		t.Errorf("the broker is not in the image (%v)", err)
+		t.Errorf("the companions are not in the image (%v)", err)
 	}
 	files := map[string]int64{}
 	for r := tar.NewReader(bytes.NewReader(one)); ; {
@@ -219,7 +221,7 @@ func TestImageLayer(t *testing.T) {
 		}
 		files[h.Name] = h.Mode
 	}
-	if files["usr/local/bin/retinue"] != 0o755 || files["usr/local/bin/retinue-broker"] != 0o755 || files["tmp/"] != 0o1777 || files["etc/passwd"] != 0o644 {
+	if files["usr/local/bin/retinue"] != 0o755 || files["usr/local/bin/retinue-broker"] != 0o755 || files["usr/local/bin/retinue-elector"] != 0o755 || files["tmp/"] != 0o1777 || files["etc/passwd"] != 0o644 {
 		t.Errorf("%v", files)
 	}
 }

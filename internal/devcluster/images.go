@@ -22,17 +22,6 @@ const (
 	labelContent = "retinue.sha256"
 )
 
-// brokerName is the program beside retinue that holds the queue of a work queue.
-const brokerName = "retinue-broker"
-
-// brokerBeside is the path of the broker's program in the folder of a retinue binary; "" when it is not there.
-func brokerBeside(retinueBin string) string {
-	path := filepath.Join(filepath.Dir(retinueBin), brokerName)
-	if _, err := os.Stat(path); err != nil {
-		return ""
-	}
-	return path
-}
 
 // installBinary copies the retinue binary into the cluster's bin folder when it
 // differs, and refuses one that would not run in a scratch image or a chroot.
@@ -65,7 +54,7 @@ func copyProgram(source, dest string) error {
 
 // buildImages makes the local images of this version when their content has
 // changed: retinue, and the pause image that holds the network of a bridge-mode
-// allocation. Both are one scratch layer, the same one, with the broker's program where there is one.
+// allocation. Both are one scratch layer, the same one, with the companions there are.
 //
 // It returns the name of the retinue image that only this content has, and
 // leaves the name of the version, which jobspecs have as their default, with it.
@@ -140,12 +129,16 @@ func imageLayer(retinueBin string) ([]byte, error) {
 		errs = append(errs, file("etc/ssl/certs/ca-certificates.crt", 0o644, certs))
 	}
 	errs = append(errs, file(strings.TrimPrefix(taskBinary, "/"), 0o755, binary))
-	if path := brokerBeside(retinueBin); path != "" {
+	for _, c := range companions {
+		path := c.beside(retinueBin)
+		if path == "" {
+			continue
+		}
 		program, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("image: %w", err)
 		}
-		errs = append(errs, file(strings.TrimPrefix(taskBroker, "/"), 0o755, program))
+		errs = append(errs, file(strings.TrimPrefix(c.inTask(), "/"), 0o755, program))
 	}
 	errs = append(errs, w.Close())
 	if err := errors.Join(errs...); err != nil {

@@ -14,7 +14,6 @@ import (
 // puts it there for exec, the image has it there for docker.
 const (
 	taskBinary = "/usr/local/bin/retinue"
-	taskBroker = taskBinary + "-broker"
 )
 
 // nomadView is what the template below needs.

@@ -323,10 +323,18 @@ func (u *upper) install(ctx context.Context, c *Cluster) error {
 	if err := p.installDriverPlugin(source); err != nil {
 		return err
 	}
-	if broker := brokerBeside(source); broker == "" {
-		u.warn("there is no %s beside %s: a work queue needs a broker of your own", brokerName, source)
-	} else if err := installBinary(broker, filepath.Join(p.binDir(), brokerName)); err != nil {
-		return err
+	for _, c := range companions {
+		dest := filepath.Join(p.binDir(), c.name)
+		if path := c.beside(source); path != "" {
+			if err := installBinary(path, dest); err != nil {
+				return err
+			}
+			continue
+		}
+		u.warn("there is no %s beside %s: %s", c.name, source, c.without)
+		if err := os.Remove(dest); err != nil && !errors.Is(err, fs.ErrNotExist) { // one of another version
+			return diskError(err)
+		}
 	}
 	if err := c.linkTools(); err != nil {
 		return err

@@ -158,8 +158,10 @@ func (r *rig) ownProgram(ctx context.Context) (err error) {
 	r.retinue = os.Getenv("RETINUE_BIN")
 	if r.retinue == "" {
 		r.retinue = filepath.Join(r.dir, "retinue")
-		if err := r.build(ctx, r.root, r.retinue, "./cmd/retinue"); err != nil {
-			return err
+		for path, program := range map[string]string{r.retinue: "./cmd/retinue", r.retinue + "-elector": "./cmd/retinue-elector"} {
+			if err := r.build(ctx, r.root, path, program); err != nil {
+				return err
+			}
 		}
 	} else if r.retinue, err = filepath.Abs(r.retinue); err != nil {
 		return err

@@ -115,6 +115,7 @@ func buildShared(root, dir string, mode buildMode) (string, error) {
 	programs := map[string]string{own: "./cmd/retinue"}
 	if mode.name == staticBuild.name { // what a cluster ships
 		programs[filepath.Join(dir, "retinue-broker")] = "./cmd/retinue-broker"
+		programs[filepath.Join(dir, "retinue-elector")] = "./cmd/retinue-elector"
 	}
 	for path, program := range programs {
 		shared := filepath.Join(cache, filepath.Base(path))

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"context"
@@ -12,11 +12,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"retinue/elector"
+	"retinue/internal/cli"
 	"retinue/internal/hint"
 )
 
-func newElectorRunCmd() *cobra.Command {
-	var f electorFlags
+func newRun() *cobra.Command {
+	var f flags
 	var grace time.Duration
 	var priority int
 	cmd := &cobra.Command{
@@ -37,13 +38,13 @@ leadership is released and its exit code is this program's.`,
 				grace = f.cfg.Lease / 4
 			}
 			if grace < 0 || grace >= f.cfg.Lease/2 {
-				return usageError{hint.Wrap(fmt.Errorf("grace %s is not below half of the lease (%s)", grace, f.cfg.Lease), "give a longer --lease, or a shorter --grace")}
+				return cli.Usage(hint.Wrap(fmt.Errorf("grace %s is not below half of the lease (%s)", grace, f.cfg.Lease), "give a longer --lease, or a shorter --grace"))
 			}
 			if len(f.cfg.Elections) != 1 {
-				return usageError{hint.Wrap(fmt.Errorf("%d elections", len(f.cfg.Elections)), "one command runs for one election; name it with --election")}
+				return cli.Usage(hint.Wrap(fmt.Errorf("%d elections", len(f.cfg.Elections)), "one command runs for one election; name it with --election"))
 			}
 			if _, err := exec.LookPath(args[0]); err != nil { // before it is elected, and others wait for it
-				return usageError{hint.Wrap(fmt.Errorf("the command cannot be run: %w", err), "name a program that is on PATH, or the path of one that may be executed, as this task sees it")}
+				return cli.Usage(hint.Wrap(fmt.Errorf("the command cannot be run: %w", err), "name a program that is on PATH, or the path of one that may be executed, as this task sees it"))
 			}
 			return runWrapped(cmd, f, args, grace, priority)
 		},
@@ -54,7 +55,7 @@ leadership is released and its exit code is this program's.`,
 	return cmd
 }
 
-func runWrapped(cmd *cobra.Command, f electorFlags, args []string, grace time.Duration, priority int) error {
+func runWrapped(cmd *cobra.Command, f flags, args []string, grace time.Duration, priority int) error {
 	code := 0
 	err := f.withElector(cmd, func(el *elector.Elector, listeners []net.Listener) error {
 		w := &elector.Wrapper{Elector: el, Election: f.cfg.Elections[0], ID: "run", Priority: priority, Grace: grace, Command: args,
@@ -72,7 +73,7 @@ func runWrapped(cmd *cobra.Command, f electorFlags, args []string, grace time.Du
 		return errors.Join(runElector(ctx, el, listeners), <-ended)
 	})
 	if err == nil && code != 0 {
-		return exitError(code)
+		return cli.Exit(code)
 	}
 	return err
 }

@@ -1,0 +1,22 @@
+// Command retinue-elector is `retinue elector` and nothing else. It is a
+// program of its own because one runs beside every replica of an application,
+// and the pages of a program that has everything count there. `retinue elector`
+// becomes this program where both are in one folder.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"retinue/elector/command"
+	"retinue/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
+
+func newCmd() *cobra.Command {
+	cmd := command.New()
+	cmd.Use = "retinue-elector"
+	return cmd
+}
