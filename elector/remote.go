@@ -3,6 +3,7 @@ package elector
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,14 +37,20 @@ func (m *machine) observeRequest(now clock.Instant, e *election, s Snapshot) {
 	}
 }
 
+// promptly is how long an operator waits for an answer of Consul that takes milliseconds.
+var promptly = 15 * time.Second
+
 // Ask asks the leader of an election to step down and waits until its leadership has ended, which takes at most its application's
 // lease. to names the elector, allocation or address that shall follow; "" leaves it open. It returns the election before and after.
 // The client's token needs key:write below retinue/elections/APP/.requests/.
 func Ask(ctx context.Context, client *consul.Client, app, election, to, by string) (before, after Standing, err error) {
-	before, index, err := standing(ctx, client, app, election, 0)
+	// Consul answers these two at once, or is in trouble that nobody should have to wait for.
+	prompt, cancel := context.WithTimeout(ctx, promptly)
+	defer cancel()
+	before, index, err := standing(prompt, client, app, election, 0)
 	switch {
 	case err != nil:
-		return before, after, err
+		return before, after, silent(ctx, err)
 	case before.Leader == nil:
 		return before, after, hint.Wrap(fmt.Errorf("nobody leads %s/%s", app, election), "`retinue leader show %s/%s` lists the candidates", app, election)
 	case to != "" && !before.has(to):
@@ -51,8 +58,8 @@ func Ask(ctx context.Context, client *consul.Client, app, election, to, by strin
 	}
 	key := kvRoot + app + "/" + requestFolder + election
 	value := encode(Request{Token: before.Leader.Token, To: to, By: by, At: time.Now().UTC()})
-	if _, err := client.KV().Put(&consul.KVPair{Key: key, Value: value}, (&consul.WriteOptions{}).WithContext(ctx)); err != nil {
-		return before, after, fmt.Errorf("write the request: %w", err)
+	if _, err := client.KV().Put(&consul.KVPair{Key: key, Value: value}, (&consul.WriteOptions{}).WithContext(prompt)); err != nil {
+		return before, after, fmt.Errorf("write the request: %w", silent(ctx, err))
 	}
 	defer func() {
 		// Left behind it would do no harm: its token never leads again.
@@ -68,6 +75,14 @@ func Ask(ctx context.Context, client *consul.Client, app, election, to, by strin
 			return before, after, nil
 		}
 	}
+}
+
+// silent says what to do when err is that Consul has not answered promptly, with the operator's time not yet over.
+func silent(operator context.Context, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) || operator.Err() != nil {
+		return err
+	}
+	return hint.Wrap(fmt.Errorf("Consul has not answered within %s: %w", promptly, err), "`consul operator raft list-peers` shows whether its servers have a leader; CONSUL_HTTP_ADDR names another agent")
 }
 
 func standing(ctx context.Context, client *consul.Client, app, election string, after uint64) (Standing, uint64, error) {

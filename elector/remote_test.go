@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -132,5 +135,44 @@ func TestRealAsk(t *testing.T) {
 	}
 	if raw, _ := json.Marshal(after.History); len(after.History) != 1 || after.History[0].Reason != "resigned" {
 		t.Errorf("history %s", raw)
+	}
+}
+
+// An operator whose Consul does not answer is told so soon, whether it hangs at the first read or at the wish.
+func TestRealAskOfASilentConsul(t *testing.T) {
+	defer func(d time.Duration) { promptly = d }(promptly)
+	promptly = 300 * time.Millisecond
+	agent := consultest.Start(t)
+	a := newSidecar(t, agent, realConfig("a"), "")
+	g := a.become()
+	_, closeHold := a.hold(g.Token)
+	defer closeHold()
+	target := &url.URL{Scheme: "http", Host: agent.Addr}
+	for _, silent := range []string{http.MethodGet, http.MethodPut} {
+		released := make(chan struct{})
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == silent {
+				select {
+				case <-released:
+				case <-r.Context().Done():
+				}
+				return
+			}
+			httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
+		}))
+		config := consul.DefaultConfig()
+		config.Address = proxy.Listener.Addr().String()
+		client, err := consul.NewClient(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		_, _, err = Ask(ctx, client, "app", "leader", "", "test")
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "has not answered within") || !strings.Contains(hint.Of(err), "list-peers") {
+			t.Errorf("%s hangs: %v", silent, err)
+		}
+		cancel()
+		close(released)
+		proxy.Close()
 	}
 }

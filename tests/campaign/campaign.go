@@ -257,5 +257,6 @@ func (c *campaign) finish(ctx context.Context) error {
 	fmt.Fprintln(c.out, "all repaired; waiting for leaders")
 	c.healed(ctx)
 	c.remains(ctx)
+	c.noteTimeouts()
 	return ctx.Err()
 }

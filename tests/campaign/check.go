@@ -60,8 +60,9 @@ func (c *campaign) analyse() *analysis {
 	return a
 }
 
-// excuse says which act of an operator excuses that an application acted under a token, at a moment when a higher one had been given:
-// a deleted key, always, because Consul gives a deleted lock away at once; an invalidated session, under fast revocation. The tokens are
+// excuse says what excuses that an application acted under a token, at a moment when a higher one had been given:
+// a deleted key, always, because Consul gives a deleted lock away at once; an invalidated session, under fast revocation, and one that Consul
+// itself ended too early (see ends.go). The tokens are
 // Raft indexes of locks, and so is the index of a deleted key: the deletion must lie between the two locks, whenever the
 // applications heard of them.
 func excuse(e *election, old *belief, higher uint64, at int64) string {
@@ -76,6 +77,9 @@ func excuse(e *election, old *belief, higher uint64, at int64) string {
 		case act.class == operatorInval && e.group.Revocation == "fast" && act.victim == old.who.slot.name && (act.unanswered || act.to >= old.called):
 			return "overlap after an operator invalidated the session, revocation fast"
 		}
+	}
+	if e.group.Revocation == "fast" && old.endedEarly() {
+		return "overlap after Consul ended a session that had been renewed, revocation fast"
 	}
 	return ""
 }

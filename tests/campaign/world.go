@@ -101,6 +101,7 @@ type slot struct {
 	processes []*incarnation
 	troubles  []trouble
 	kills     map[int]int64 // when runs of the application were killed
+	timedOut  []int64       // when Consul ended sessions of the elector for their TTL, noted at the end
 }
 
 // trouble is a time in which the elector or the application could not run, or could not know.
@@ -294,12 +295,16 @@ func (w *world) startConsul(n *node, dir string, config map[string]any) {
 	if n.disk != "" {
 		data = filepath.Join(n.disk, "data")
 	}
+	level := "warn"
+	if config["server"] == true { // its word on the end of sessions
+		level = "debug"
+	}
 	var join []string
 	for _, s := range w.servers {
 		join = append(join, s.host.IP)
 	}
 	for key, value := range map[string]any{"node_name": n.host.Name, "data_dir": data, "bind_addr": n.host.IP, "client_addr": "0.0.0.0", "retry_join": join,
-		"retry_interval": "500ms", "rejoin_after_leave": true, "log_level": "warn", "disable_update_check": true, "disable_host_node_id": true,
+		"retry_interval": "500ms", "rejoin_after_leave": true, "log_level": level, "disable_update_check": true, "disable_host_node_id": true,
 		"ui_config": map[string]any{"enabled": false}, "limits": map[string]any{"http_max_conns_per_client": 1000}} {
 		config[key] = value
 	}
