@@ -13,10 +13,13 @@ import (
 	"retinue/internal/cli"
 )
 
-func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
+func main() { os.Exit(cli.Main(newCmd(os.Args), os.Args[1:], os.Stdout, os.Stderr)) }
 
-func newCmd() *cobra.Command {
+func newCmd(args []string) *cobra.Command {
 	cmd := command.New()
 	cmd.Use = "retinue-elector"
+	if args[0] == "retinue elector" { // who called it so reads of it so
+		cmd.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: args[0]}
+	}
 	return cmd
 }

@@ -16,7 +16,7 @@ import (
 
 func call(args ...string) (code int, out, errs string) {
 	var stdout, stderr bytes.Buffer
-	code = cli.Main(newCmd(), args, &stdout, &stderr)
+	code = cli.Main(newCmd([]string{"retinue-elector"}), args, &stdout, &stderr)
 	return code, stdout.String(), stderr.String()
 }
 
@@ -51,12 +51,28 @@ func TestSameCommandLine(t *testing.T) {
 	root := &cobra.Command{Use: "retinue"}
 	there := command.New()
 	root.AddCommand(there)
-	here := newCmd()
+	here := newCmd([]string{"retinue-elector"})
 	if a, b := len(here.Commands()), len(there.Commands()); a != b || a < 3 {
 		t.Errorf("%d commands, and retinue elector has %d", a, b)
 	}
 	if _, help, _ := call("--help"); !strings.Contains(help, "[$RETINUE_ELECTOR_LEASE]") || !strings.HasPrefix(help, "Examples:") || !strings.Contains(help, "stepdown") {
 		t.Errorf("the help is:\n%s", help)
+	}
+}
+
+// Where retinue has become it, its texts are those of the command line that people wrote.
+func TestNamesWhatWasCalled(t *testing.T) {
+	t.Setenv("NOMAD_ALLOC_DIR", "")
+	t.Setenv("RETINUE_ELECTOR_APP", "orders")
+	var stdout, stderr bytes.Buffer
+	code := cli.Main(newCmd([]string{"retinue elector"}), []string{"--nonsense"}, &stdout, &stderr)
+	if code != 2 || !strings.Contains(stderr.String(), "`retinue elector --help`") {
+		t.Errorf("%d %s", code, &stderr)
+	}
+	stderr.Reset()
+	code = cli.Main(newCmd([]string{"retinue elector"}), nil, &stdout, &stderr)
+	if code != 2 || !strings.Contains(stderr.String(), "give --listen") { // the application it has from the environment
+		t.Errorf("%d %s", code, &stderr)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"retinue"
 	"retinue/coordinator/command"
 	"retinue/coordinator/source/dial"
+	electorcommand "retinue/elector/command"
 	"retinue/internal/cli"
 	"retinue/internal/envflag"
 	"retinue/internal/hint"
@@ -114,7 +115,7 @@ func commands() []*cobra.Command {
 		newToolsCmd(),
 		newPauseCmd(),
 		newRemoveContentCmd(),
-		newElectorCmd(),
+		electorcommand.New(),
 		newLeaderCmd(),
 		command.New(brokers()),
 		command.NewWorker(),

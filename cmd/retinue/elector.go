@@ -3,31 +3,24 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
-
-	"github.com/spf13/cobra"
-
-	"retinue/elector/command"
 )
 
-// newElectorCmd is the elector's command line. What serves, and lives as long as its allocation, becomes the small program.
-func newElectorCmd() *cobra.Command {
-	cmd := command.New()
-	for _, c := range append(cmd.Commands(), cmd) {
-		if name := c.Name(); name == "elector" || name == "run" {
-			c.PreRun = func(*cobra.Command, []string) { become("retinue-elector", os.Args) }
-		}
-	}
-	return cmd
-}
-
-// become replaces this process by a program of the same folder, with the arguments behind the verb. It returns where there is no
-// such program, or it cannot be run: then this one does the same, with more memory.
-func become(program string, args []string) {
-	self, err := os.Executable()
-	if err != nil || len(args) < 2 {
+// becomeElector replaces this process by retinue-elector where the command line is that of an elector that serves, and lives as long
+// as its allocation, and where that program is in the same folder. It returns in every other case: then this program does the same,
+// with more memory. It has to come before any signal is caught: one that this process had taken would be lost.
+func becomeElector(args []string) {
+	if len(args) < 2 || args[1] != "elector" {
 		return
 	}
-	path := filepath.Join(filepath.Dir(self), program)
-	_ = syscall.Exec(path, append([]string{program}, args[2:]...), os.Environ())
+	rest := args[2:]
+	if len(rest) > 0 && rest[0] != "run" && (!strings.HasPrefix(rest[0], "-") || rest[0] == "-h" || rest[0] == "--help") {
+		return // its other commands, and help
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return
+	}
+	_ = syscall.Exec(filepath.Join(filepath.Dir(self), "retinue-elector"), append([]string{"retinue elector"}, rest...), os.Environ())
 }

@@ -20,7 +20,7 @@ import (
 // TestMain lets a test start this program as a process of its own: with RETINUE_TEST_MAIN the test binary is retinue.
 func TestMain(m *testing.M) {
 	if os.Getenv("RETINUE_TEST_MAIN") != "" {
-		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		main()
 	}
 	os.Exit(m.Run())
 }
