@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -92,27 +91,30 @@ func environment(task *item.Task, dir string) []string {
 	}
 }
 
-// keptStderr is how much of the end of stderr is kept.
-const keptStderr = 4 << 10
-
-// run starts the command in dir and waits for the end of everything it started in its process group. Its stdout and stderr are files
-// there: a grandchild that keeps a pipe open would keep the attempt open.
+// run starts the command in dir and waits for the end of everything it started in its process group. Its stdout is a file
+// there.
 func (w *Exec) run(ctx context.Context, dir, stdin string, env []string) Verdict {
 	cmd := exec.Command(w.Command[0], w.Command[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append(append(os.Environ(), w.Env...), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	files := map[string]*os.File{}
-	for name, flag := range map[string]int{stdin: os.O_RDONLY, filepath.Join(dir, "stdout"): os.O_CREATE | os.O_RDWR, filepath.Join(dir, "stderr"): os.O_CREATE | os.O_RDWR} {
-		f, err := os.OpenFile(name, flag, 0o666)
-		if err != nil {
-			return Verdict{Kind: Infra, Reason: err.Error()}
-		}
-		defer f.Close()
-		files[filepath.Base(name)] = f
+	in, err := os.Open(stdin)
+	if err != nil {
+		return Verdict{Kind: Infra, Reason: err.Error()}
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[filepath.Base(stdin)], files["stdout"], files["stderr"]
+	defer in.Close()
+	out, err := os.OpenFile(filepath.Join(dir, "stdout"), os.O_CREATE|os.O_WRONLY, 0o666)
+	if err != nil {
+		return Verdict{Kind: Infra, Reason: err.Error()}
+	}
+	defer out.Close()
+	said, err := openStderr()
+	if err != nil {
+		return Verdict{Kind: Infra, Reason: err.Error()}
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, said.write
 	state, killed, err := w.supervise(ctx, cmd)
+	end := said.close()
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, syscall.ENOEXEC) {
 			return Verdict{Kind: NotReady, Reason: "the worker is broken: " + err.Error()}
@@ -121,7 +123,7 @@ func (w *Exec) run(ctx context.Context, dir, stdin string, env []string) Verdict
 	}
 	v := w.judge(ctx, state, killed)
 	if v.Kind != Ack {
-		v.Stderr = tail(files["stderr"])
+		v.Stderr = end
 	}
 	return v
 }
@@ -173,18 +175,4 @@ func (w *Exec) supervise(ctx context.Context, cmd *exec.Cmd) (state *os.ProcessS
 	_ = syscall.Kill(group, syscall.SIGKILL) // whatever is left of it
 	<-ended
 	return cmd.ProcessState, killed, nil
-}
-
-// tail reads the end of a file.
-func tail(f *os.File) string {
-	info, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	at := max(0, info.Size()-keptStderr)
-	data, err := io.ReadAll(io.NewSectionReader(f, at, keptStderr))
-	if err != nil {
-		return ""
-	}
-	return item.Tail(string(data), keptStderr)
 }

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -23,13 +24,15 @@ import (
 
 // HTTP posts items to a worker that listens on localhost or a Unix socket.
 type HTTP struct {
-	URL        string
 	Batch      int
 	Structured bool // CloudEvents as one JSON body, as Dapr sends it
 	To         bool // the answer is the message to the next stage
-	client     *http.Client
-	mu         sync.Mutex
-	pending    map[string]*accepted // by item: answered 202
+	at         *url.URL
+	invalid    error // what is wrong with the address
+	// The transport itself: nothing is redirected, and no cookie kept, so the client around it would only copy headers and addresses for each item.
+	transport *http.Transport
+	mu        sync.Mutex
+	pending   map[string]*accepted // by item: answered 202
 }
 
 // accepted is an item whose worker has promised to call back.
@@ -41,24 +44,24 @@ type accepted struct {
 // maxReply bounds a worker's answer.
 const maxReply = 8 << 20
 
-// NewHTTP returns a worker at url, which is http://HOST:PORT/path or unix:///path/to/socket, for slots calls at once.
-func NewHTTP(url string, slots int) *HTTP {
+// NewHTTP returns a worker at address, which is http://HOST:PORT/path or unix:///path/to/socket, for slots calls at once.
+func NewHTTP(address string, slots int) *HTTP {
 	t := &http.Transport{MaxIdleConnsPerHost: slots, MaxConnsPerHost: 0, IdleConnTimeout: time.Minute, DisableCompression: true}
-	w := &HTTP{URL: url, Batch: 1, client: &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		pending: map[string]*accepted{}}
-	if path, ok := strings.CutPrefix(url, "unix://"); ok {
-		w.URL = "http://localhost/"
+	w := &HTTP{Batch: 1, transport: t, pending: map[string]*accepted{}}
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		address = "http://localhost/"
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		}
 	}
+	w.at, w.invalid = url.Parse(address)
 	return w
 }
 
 // Close implements Worker.
 func (w *HTTP) Close() error {
-	w.client.CloseIdleConnections()
+	w.transport.CloseIdleConnections()
 	return nil
 }
 
@@ -94,37 +97,51 @@ func (w *HTTP) Call(ctx context.Context, tasks []*item.Task) []Verdict {
 
 // request makes the body and the headers of one item.
 func (w *HTTP) request(task *item.Task) ([]byte, http.Header) {
-	h := http.Header{}
-	h.Set("Retinue-Attempt", strconv.Itoa(task.N))
-	h.Set("Retinue-Max-Attempts", strconv.Itoa(task.Max))
-	h.Set("Retinue-Deadline-Ms", strconv.FormatInt(time.Until(task.Deadline).Milliseconds(), 10))
-	h.Set("Retinue-Fence", strconv.FormatUint(task.Fence, 10))
-	h.Set("Retinue-Stage", task.Stage)
+	h := newHeaders(12 + len(task.Headers))
+	h.set("Retinue-Attempt", strconv.Itoa(task.N))
+	h.set("Retinue-Max-Attempts", strconv.Itoa(task.Max))
+	h.set("Retinue-Deadline-Ms", strconv.FormatInt(time.Until(task.Deadline).Milliseconds(), 10))
+	h.set("Retinue-Fence", strconv.FormatUint(task.Fence, 10))
+	h.set("Retinue-Stage", task.Stage)
 	if task.Key != "" {
-		h.Set("Retinue-Key", task.Key)
+		h.set("Retinue-Key", task.Key)
 	}
 	if task.Input != nil {
-		h.Set("Retinue-Input", task.Input.URL)
+		h.set("Retinue-Input", task.Input.URL)
 	}
 	kind := header(task.Headers, "ce-type", "retinue.item")
 	source := header(task.Headers, "ce-source", "/queues/"+task.Stage)
 	if w.Structured {
-		h.Set("Content-Type", "application/cloudevents+json")
-		return structured(task, kind, source), h
+		h.set("Content-Type", "application/cloudevents+json")
+		return structured(task, kind, source), h.header
 	}
 	for name, value := range task.Headers {
-		h.Set(name, value)
+		h.set(http.CanonicalHeaderKey(name), value)
 	}
-	h.Set("Ce-Specversion", "1.0")
-	h.Set("Ce-Id", task.ID)
-	h.Set("Ce-Type", kind)
-	h.Set("Ce-Source", source)
-	h.Set("Ce-Time", task.FirstSeen.UTC().Format(time.RFC3339Nano))
-	h.Set("Content-Type", "application/octet-stream")
-	if task.ContentType != "" {
-		h.Set("Content-Type", task.ContentType)
-	}
-	return task.Body, h
+	h.set("Ce-Specversion", "1.0")
+	h.set("Ce-Id", task.ID)
+	h.set("Ce-Type", kind)
+	h.set("Ce-Source", source)
+	h.set("Ce-Time", task.FirstSeen.UTC().Format(time.RFC3339Nano))
+	h.set("Content-Type", or(task.ContentType, "application/octet-stream"))
+	return task.Body, h.header
+}
+
+// headers are the headers of a request, their values in one piece of memory.
+type headers struct {
+	header http.Header
+	values []string
+}
+
+func newHeaders(most int) headers {
+	return headers{make(http.Header, most), make([]string, 0, most)}
+}
+
+// set takes the name as it stands on the wire.
+func (h *headers) set(name, value string) {
+	n := len(h.values)
+	h.values = append(h.values, value)
+	h.header[name] = h.values[n : n+1 : n+1]
 }
 
 func header(headers map[string]string, name, def string) string {
@@ -162,9 +179,17 @@ func or(a, b string) string {
 
 // post sends a request, with a file instead of the body where there is one, and reads the answer. Without one it says what that means.
 func (w *HTTP) post(ctx context.Context, body []byte, path string, h http.Header) (*http.Response, []byte, Verdict) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.URL, bytes.NewReader(body))
-	if err != nil {
-		return nil, nil, Verdict{Kind: NotReady, Reason: err.Error()}
+	if w.invalid != nil {
+		return nil, nil, Verdict{Kind: NotReady, Reason: w.invalid.Error()}
+	}
+	req := (&http.Request{Method: http.MethodPost, URL: w.at, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, Host: w.at.Host,
+		ContentLength: int64(len(body)), Body: http.NoBody, GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }}).WithContext(ctx)
+	if len(body) > 0 {
+		req.Body, _ = req.GetBody()
+	}
+	if user := w.at.User; user != nil {
+		password, _ := user.Password()
+		req.SetBasicAuth(user.Username(), password)
 	}
 	if path != "" && !w.Structured {
 		info, err := os.Stat(path)
@@ -177,8 +202,7 @@ func (w *HTTP) post(ctx context.Context, body []byte, path string, h http.Header
 			return nil, nil, Verdict{Kind: Infra, Reason: err.Error()}
 		}
 	}
-	req.Header = h
-	resp, err := w.client.Do(req)
+	resp, err := w.transport.RoundTrip(req)
 	if err != nil {
 		return nil, nil, noAnswer(ctx, err)
 	}

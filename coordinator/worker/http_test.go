@@ -185,3 +185,25 @@ func TestHTTPBatch(t *testing.T) {
 		}
 	}
 }
+
+// The address may have a user and a password in it; one that is none is a worker that is not there.
+func TestHTTPAddress(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "me" || password != "se:cret" || r.URL.Path != "/work" || r.URL.RawQuery != "a=b" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer srv.Close()
+	for address, want := range map[string]Kind{
+		strings.Replace(srv.URL, "://", "://me:se%3Acret@", 1) + "/work?a=b": Ack,
+		srv.URL + "/work?a=b": Dead,
+		"http://%zz/":         NotReady,
+		"http://127.0.0.1:1/": NotReady,
+	} {
+		w := NewHTTP(address, 1)
+		if v := w.Call(t.Context(), []*item.Task{task("i", "x")})[0]; v.Kind != want || strings.Contains(v.Reason, "cret") {
+			t.Errorf("%s: %s %s", address, v.Kind, v.Reason)
+		}
+		w.Close()
+	}
+}

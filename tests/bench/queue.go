@@ -52,6 +52,7 @@ type queueRig struct {
 	hand    string // program
 	celery  bool
 	serial  int
+	files   string // where the contenders' folders are
 	amounts queueAmounts
 	rates   map[string]map[string]float64 // by table and contender: items/s
 	costs   map[string]map[string]float64 // and µs of processor time an item
@@ -60,7 +61,7 @@ type queueRig struct {
 
 // workQueue builds the programs, starts the brokers and measures.
 func (r *rig) workQueue(ctx context.Context, o options, want func(string) bool, limit time.Duration, report *Report) error {
-	q := &queueRig{rig: r, brokers: map[string]*brokers.Broker{}, spawn: brokers.NewSpawner(), amounts: o.queueAmounts(), rates: map[string]map[string]float64{}, costs: map[string]map[string]float64{}}
+	q := &queueRig{rig: r, brokers: map[string]*brokers.Broker{}, spawn: brokers.NewSpawner(), amounts: o.queueAmounts(), files: r.dir, rates: map[string]map[string]float64{}, costs: map[string]map[string]float64{}}
 	defer q.spawn.Close()
 	report.Setup = fmt.Sprintf(queueSetup, queueSlots)
 	if err := r.ownProgram(ctx); err != nil {

@@ -105,6 +105,12 @@ func (q *queueRig) batch(ctx context.Context, report *Report) error {
 }
 
 func (q *queueRig) file(ctx context.Context, report *Report) error {
+	how, closeDisk, err := q.openDisk(ctx)
+	if err != nil {
+		how = fmt.Sprintf("The files are where temporary files are: there is no disk of their own (%v).", err)
+	} else {
+		defer closeDisk()
+	}
 	return q.each(func(kind string) error {
 		watch := files(q.coordinator(kind, queueName+" watch", "retinue worker -- cat, no fsync", configWatch))
 		watch.helper = func() (*process, error) {
@@ -118,7 +124,7 @@ func (q *queueRig) file(ctx context.Context, report *Report) error {
 		}
 		all := []*queuer{q.loop(kind, "exec"), files(q.coordinator(kind, queueName+" exec", "cat, no fsync", fmt.Sprintf(configExec, false))),
 			files(q.coordinator(kind, queueName+" exec", "cat, fsync of all outputs", fmt.Sprintf(configExec, true))), watch}
-		return q.rounds(ctx, "A command for each item: "+kind, "Items of 1 KiB: a folder with the input, `/bin/cat`, and its output under its last name.", kind+", file", all, q.amounts.file, kibi, report)
+		return q.rounds(ctx, "A command for each item: "+kind, "Items of 1 KiB: a folder with the input, `/bin/cat`, and its output under its last name. "+how, kind+", file", all, q.amounts.file, kibi, report)
 	})
 }
 

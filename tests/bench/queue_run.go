@@ -49,7 +49,7 @@ type queuer struct {
 func (q *queueRig) fresh(c *queuer) error {
 	q.serial++
 	id := fmt.Sprintf("q%d", q.serial)
-	c.queue, c.counter, c.socket, c.folder = id, filepath.Join(q.dir, id+".count"), filepath.Join(q.dir, id+".sock"), filepath.Join(q.dir, id)
+	c.queue, c.counter, c.socket, c.folder = id, filepath.Join(q.dir, id+".count"), filepath.Join(q.dir, id+".sock"), filepath.Join(q.files, id)
 	return os.MkdirAll(c.folder, 0o755)
 }
 
