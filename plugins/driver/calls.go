@@ -205,6 +205,7 @@ func (d *Driver) stopTask(ctx context.Context, req *proto.StopTaskRequest) (*pro
 	if t == nil {
 		return d.tasks.StopTask(ctx, req)
 	}
+	t.thawForeign(ctx)
 	err := t.engine.Stop(ctx, lifecycle.StopRequest{Signal: req.Signal, Timeout: req.Timeout.AsDuration()})
 	var inner innerError
 	switch {
