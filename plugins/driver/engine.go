@@ -3,6 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,26 +52,70 @@ func engineEndpoint(config []byte) string {
 	return endpoint
 }
 
+// container is what the engine says of a container.
+type container struct {
+	Running   bool
+	ExitCode  int
+	OOMKilled bool
+}
+
+// errAway is of an engine that does not answer: it is not there, or begins.
+var errAway = errors.New("the engine does not answer")
+
+// inspect asks for the state of a container; nil when there is none.
+func (e dockerEngine) inspect(ctx context.Context, id string) (*container, error) {
+	code, said, err := e.call(ctx, http.MethodGet, "/containers/"+id+"/json")
+	switch {
+	case err != nil:
+		return nil, err
+	case code == http.StatusNotFound:
+		return nil, nil
+	case code != http.StatusOK:
+		return nil, fmt.Errorf("inspect the container: the engine answers %d: %s", code, said)
+	}
+	var answer struct{ State container }
+	if err := json.Unmarshal(said, &answer); err != nil {
+		return nil, fmt.Errorf("inspect the container: %w", err)
+	}
+	return &answer.State, nil
+}
+
+// away says that the engine does not answer.
+func (e dockerEngine) away(ctx context.Context) bool {
+	_, _, err := e.call(ctx, http.MethodGet, "/_ping")
+	return errors.Is(err, errAway)
+}
+
 // unpause undoes `docker pause`. A container that was not paused is left as it is.
-func (e dockerEngine) unpause(ctx context.Context, container string) error {
-	if e.http == nil {
-		return errors.New("the engine is not reached by a Unix socket")
-	}
-	ctx, cancel := context.WithTimeout(ctx, engineLimit)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://docker/containers/"+container+"/unpause", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := e.http.Do(req)
+func (e dockerEngine) unpause(ctx context.Context, id string) error {
+	code, said, err := e.call(ctx, http.MethodPost, "/containers/"+id+"/unpause")
 	if err != nil {
 		return fmt.Errorf("unpause the container: %w", err)
 	}
-	defer resp.Body.Close()
-	said, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	// An engine says "is not paused", as a conflict or, before version 23, as its own failure.
-	if resp.StatusCode >= 300 && !strings.Contains(string(said), "is not paused") {
-		return fmt.Errorf("unpause the container: the engine answers %d: %s", resp.StatusCode, strings.TrimSpace(string(said)))
+	if code >= 300 && !strings.Contains(string(said), "is not paused") {
+		return fmt.Errorf("unpause the container: the engine answers %d: %s", code, strings.TrimSpace(string(said)))
 	}
-	return err
+	return nil
+}
+
+func (e dockerEngine) call(ctx context.Context, method, path string) (code int, said []byte, err error) {
+	if e.http == nil {
+		return 0, nil, errors.New("the engine is not reached by a Unix socket")
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	resp, err := e.http.Do(req)
+	if err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", errAway, err)
+	}
+	defer resp.Body.Close()
+	if said, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", errAway, err)
+	}
+	return resp.StatusCode, said, nil
 }
