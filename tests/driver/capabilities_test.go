@@ -137,7 +137,7 @@ http pre-drain as pre_drain
 save_state 1
 exec pre_stop as pre_stop
 signal terminated`
-	if got := a.history(t); got != want {
+	if got := inOrder(a.history(t)); got != want {
 		t.Errorf("history:\n%s\nwant:\n%s", got, want)
 	}
 	if got := a.exitCode(t); got != 0 {

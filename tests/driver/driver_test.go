@@ -237,6 +237,21 @@ func (a *alloc) history(t *testing.T) string {
 	return strings.TrimSpace(string(raw))
 }
 
+// inOrder is a history with the start of the application first: post_start runs when there is a process, which may not have come to
+// the writing of its first line by then.
+func inOrder(history string) string {
+	var rest []string
+	for line := range strings.SplitSeq(history, "\n") {
+		if line != "started" {
+			rest = append(rest, line)
+		}
+	}
+	if strings.Count("\n"+history+"\n", "\nstarted\n") != 1 {
+		return history
+	}
+	return "started\n" + strings.Join(rest, "\n")
+}
+
 // program is the path of the counter, as the task sees it.
 func (a *alloc) program(driver string) string {
 	if driver == devcluster.DriverRawExec {

@@ -48,7 +48,7 @@ drain begins with 2 in flight
 save_state 1
 exec pre_stop as HOOK
 signal terminated`
-			got := a.history(t)
+			got := inOrder(a.history(t))
 			for _, hook := range []string{"post_start", "pre_stop"} { // the image has no program env, so its hooks are not told their name
 				expected := " as " + hook
 				if driver == devcluster.DriverDocker {
