@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -10,31 +11,37 @@ import (
 	"retinue/internal/demo/lifecycle"
 	"retinue/internal/devcluster"
 	"retinue/internal/hint"
+	"retinue/internal/nomadkit"
 )
 
 func newDemoLifecycleCmd() *cobra.Command {
-	var dir string
+	var dir, driver string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "lifecycle",
-		Short: "A counter in a server's memory, under load: pause, node drain, preemption",
+		Short: "A counter in a server's memory, under load: pause, kill -9 of the agent, node drain, preemption",
 		Long: `Users count in a server that keeps its counter in its memory alone, while it is
-saved, paused, drained from its node and preempted by a more important job. Every
-time the lifecycle driver runs its hooks and moves its state. Exit code 1: a
-request failed, or an increment was lost. It needs the driver: ` + "`make plugin`.",
+saved, paused, left by its Nomad agent (kill -9), drained from its node and
+preempted by a more important job. Every time the lifecycle driver runs its hooks
+and moves its state. Exit code 1: a request failed, an increment was lost, or a
+hook did not run. It needs the driver: ` + "`make plugin`.",
 		Example: `  retinue demo lifecycle
+  retinue demo lifecycle --driver raw_exec
   retinue demo lifecycle --json | jq .measured`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demonstrate(cmd, "lifecycle", dir, asJSON, playLifecycle)
+			return demonstrate(cmd, "lifecycle", dir, asJSON, func(ctx context.Context, cluster *devcluster.Cluster, timeline *demo.Timeline) error {
+				return playLifecycle(ctx, cluster, timeline, driver)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", dirUsage)
+	cmd.Flags().StringVar(&driver, "driver", "", "driver of the server: docker, exec or raw_exec (default: docker where there is an engine, else exec, and raw_exec without root)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON, and the timeline to standard error")
 	return cmd
 }
 
-func playLifecycle(ctx context.Context, cluster *devcluster.Cluster, timeline *demo.Timeline) error {
+func playLifecycle(ctx context.Context, cluster *devcluster.Cluster, timeline *demo.Timeline, driver string) error {
 	if !cluster.Plan().DriverPlugin {
 		return hint.Wrap(fmt.Errorf("the cluster runs without the lifecycle driver"), "`make plugin` builds it beside retinue; then `retinue dev down`, and try again")
 	}
@@ -49,12 +56,28 @@ func playLifecycle(ctx context.Context, cluster *devcluster.Cluster, timeline *d
 	if err != nil {
 		return err
 	}
-	vars := map[string]string{}
-	for name, value := range jobVars(cluster) {
-		switch name {
-		case "driver", "network_mode", "retinue_image", "retinue_command":
-			vars[name] = value
-		}
+	if driver == "" {
+		driver = cluster.Plan().Driver()
 	}
-	return lifecycle.Demo{Nomad: nomadClient, Consul: consulClient, Vars: vars, NomadUI: cluster.NomadAddr(), Timeline: timeline}.Run(ctx)
+	vars := map[string]string{
+		"driver": nomadkit.Literal(driver), "retinue_command": nomadkit.Literal(cluster.TaskCommand(driver)), "retinue_image": jobVars(cluster)["retinue_image"],
+		// An agent that is killed within a minute of a start in bridge mode has not written down what network it gave, and gives the allocation up.
+		"network_mode": nomadkit.Literal(devcluster.NetworkHost),
+	}
+	agent := func(node string) (devcluster.Agent, error) { return cluster.Agent("nomad-" + node) }
+	kill := func(_ context.Context, node string) error {
+		a, err := agent(node)
+		if err != nil {
+			return err
+		}
+		return a.Kill(syscall.SIGKILL)
+	}
+	start := func(ctx context.Context, node string) error {
+		a, err := agent(node)
+		if err != nil {
+			return err
+		}
+		return a.Restart(ctx)
+	}
+	return lifecycle.Demo{Nomad: nomadClient, Consul: consulClient, Vars: vars, NomadUI: cluster.NomadAddr(), KillAgent: kill, StartAgent: start, Timeline: timeline}.Run(ctx)
 }

@@ -108,7 +108,7 @@ func (p Plan) start(a Agent) (procfs.Process, error) {
 	defer log.Close()
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = p.Dir
-	cmd.Env = agentEnv(p.Dir)
+	cmd.Env = agentEnv(p.Dir, p.binDir())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -122,9 +122,10 @@ func (p Plan) start(a Agent) (procfs.Process, error) {
 	return proc, nil
 }
 
-func agentEnv(dir string) []string {
+// agentEnv has the cluster's own programs first: an agent calls consul for the sidecars of Connect.
+func agentEnv(dir, bin string) []string {
 	env := []string{markerEnv + "=" + dir, "LANG=C.UTF-8"}
-	path := os.Getenv("PATH")
+	path := bin + ":" + os.Getenv("PATH")
 	for _, sbin := range []string{"/usr/sbin", "/sbin"} { // iptables is there
 		if !strings.Contains(":"+path+":", ":"+sbin+":") {
 			path += ":" + sbin

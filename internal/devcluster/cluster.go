@@ -114,7 +114,7 @@ func (c *Cluster) jobVars() []EnvVar {
 	return []EnvVar{
 		{"driver", p.Driver()},
 		{"retinue_image", p.image()},
-		{"retinue_command", c.taskCommand()},
+		{"retinue_command", c.TaskCommand(p.Driver())},
 		{"network_mode", p.NetworkMode()},
 		{"consul_http_addr", "http://${meta.retinue_consul}"},
 		{"consul_ui", c.ConsulAddr() + "/ui/dc1"},
@@ -152,9 +152,9 @@ func (c *Cluster) TaskGateway() string {
 	return localhost.String()
 }
 
-// taskCommand is the path of the retinue binary as a task sees it.
-func (c *Cluster) taskCommand() string {
-	if c.state.Plan.Driver() == DriverRawExec {
+// TaskCommand is the path of the retinue binary as a task of a driver sees it.
+func (c *Cluster) TaskCommand(driver string) string {
+	if driver == DriverRawExec {
 		return c.state.Plan.retinueBin()
 	}
 	return taskBinary

@@ -252,7 +252,7 @@ func (c *Cluster) nodesReady(ctx context.Context, api *nomad.Client) error {
 
 func (c *Cluster) probeJob() *nomad.Job {
 	p := c.state.Plan
-	task := nomad.NewTask("probe", p.Driver()).SetConfig("command", c.taskCommand())
+	task := nomad.NewTask("probe", p.Driver()).SetConfig("command", c.TaskCommand(p.Driver()))
 	if p.Driver() == DriverDocker {
 		task.SetConfig("image", p.image())
 	}

@@ -163,11 +163,11 @@ func TestAgentEnvironmentIsClean(t *testing.T) {
 		t.Setenv(name, "/secret")
 	}
 	t.Setenv("PATH", "/usr/bin")
-	env := agentEnv("/tmp/d")
+	env := agentEnv("/tmp/d", "/tmp/d/bin")
 	if strings.Contains(strings.Join(env, "\n"), "secret") {
 		t.Errorf("%q", env)
 	}
-	if env[0] != markerEnv+"=/tmp/d" || env[2] != "PATH=/usr/bin:/usr/sbin:/sbin" {
+	if env[0] != markerEnv+"=/tmp/d" || env[2] != "PATH=/tmp/d/bin:/usr/bin:/usr/sbin:/sbin" {
 		t.Errorf("%q", env)
 	}
 }

@@ -33,10 +33,11 @@ type settings struct {
 	stopBudget time.Duration // the longest that the hooks of one stop may take, whatever the job says
 	stateDirs  []string      // folders of the host that jobs may save state in
 	consul     string        // address of Consul, for saved state
+	engine     dockerEngine  // of an inner driver that is docker's
 }
 
 func defaultSettings() settings {
-	return settings{stopBudget: lifecycle.DefaultStopBudget, consul: "127.0.0.1:8500"}
+	return settings{stopBudget: lifecycle.DefaultStopBudget, consul: "127.0.0.1:8500", engine: engineAt("")}
 }
 
 func pluginBlock() *hclspec.Spec {
@@ -92,6 +93,7 @@ func (d *Driver) setConfig(ctx context.Context, req *baseproto.SetConfigRequest)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of the plugin: %w", err)
 	}
+	s.engine = engineAt(engineEndpoint(rest))
 	d.mu.Lock()
 	d.settings = s
 	d.mu.Unlock()

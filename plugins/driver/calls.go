@@ -65,6 +65,9 @@ func (d *Driver) startTask(ctx context.Context, req *proto.StartTaskRequest) (*p
 		d.abandon(context.WithoutCancel(ctx), t) // Nomad sees a start that failed and destroys nothing
 		var inner innerError
 		if errors.As(err, &inner) {
+			if d.name == "docker" && d.current().engine.away(ctx) {
+				return nil, startError(inner.error, true) // it comes back: the restart policy decides, which else has no say
+			}
 			return nil, inner.error // as the inner driver said it
 		}
 		return nil, startError(err, true)
@@ -205,6 +208,7 @@ func (d *Driver) stopTask(ctx context.Context, req *proto.StopTaskRequest) (*pro
 	if t == nil {
 		return d.tasks.StopTask(ctx, req)
 	}
+	t.thawForeign(ctx)
 	err := t.engine.Stop(ctx, lifecycle.StopRequest{Signal: req.Signal, Timeout: req.Timeout.AsDuration()})
 	var inner innerError
 	switch {

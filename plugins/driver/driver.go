@@ -56,6 +56,9 @@ type Driver struct {
 	stopSweep context.CancelFunc
 	events    chan *proto.DriverTaskEvent // for the agent's TaskEvents stream
 
+	end     chan struct{} // closed: the process has to end, to be started anew
+	endOnce sync.Once
+
 	mu       sync.Mutex
 	running  map[string]*task  // by Nomad's ID of the task
 	networks map[string]string // of allocations, with their folders
@@ -70,7 +73,7 @@ func New(ctx context.Context, conn *grpc.ClientConn, opts Options) (*Driver, err
 	d := &Driver{
 		as: opts.As, log: opts.Log, inner: conn, codec: newPassCodec(),
 		base: baseproto.NewBasePluginClient(conn), tasks: proto.NewDriverClient(conn),
-		events:  make(chan *proto.DriverTaskEvent, 256),
+		events: make(chan *proto.DriverTaskEvent, 256), end: make(chan struct{}),
 		running: map[string]*task{}, networks: map[string]string{}, groups: map[string]string{}, settings: defaultSettings(),
 	}
 	info, err := d.base.PluginInfo(ctx, &baseproto.PluginInfoRequest{})
@@ -128,6 +131,7 @@ func (d *Driver) Register(s grpc.ServiceRegistrar) {
 			method("TaskConfigSchema", d.taskConfigSchema),
 			method("StartTask", d.startTask),
 			method("RecoverTask", d.recoverTask),
+			method("WaitTask", d.waitTask),
 			method("StopTask", d.stopTask),
 			method("SignalTask", d.signalTask),
 			method("DestroyTask", d.destroyTask),

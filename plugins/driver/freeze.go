@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"retinue/internal/lifecycle"
 )
 
 // A group is the control group of a task: its folder in version 2, or that of the
@@ -27,6 +29,12 @@ func (t *task) Freeze(ctx context.Context) error { return t.setFrozen(ctx, true)
 func (t *task) Thaw(ctx context.Context) error { return t.setFrozen(ctx, false) }
 
 func (t *task) setFrozen(ctx context.Context, frozen bool) error {
+	if !frozen && t.container != "" && t.d.name == "docker" {
+		// An engine that was asked to pause the container starts no command in it until it is asked to let it go on.
+		if err := t.d.current().engine.unpause(ctx, t.container); err != nil {
+			t.log.Warn("the engine does not let the container go on; its freezer does", "error", err)
+		}
+	}
 	g, err := t.findGroup("/sys/fs/cgroup", "/proc")
 	if err != nil {
 		return err
@@ -42,6 +50,35 @@ func (t *task) setFrozen(ctx context.Context, frozen bool) error {
 		return t.Signal(ctx, "SIGSTOP")
 	}
 	return t.Signal(ctx, "SIGCONT")
+}
+
+// thawForeign ends a freeze that is not the lifecycle's own, by `docker pause` or by somebody who has written to the freezer:
+// the hooks of a stop would only wait for a frozen application, and its signal would wait too.
+func (t *task) thawForeign(ctx context.Context) {
+	if t.engine.Status().Phase == lifecycle.Paused {
+		return // the stop itself thaws
+	}
+	g, err := t.findGroup("/sys/fs/cgroup", "/proc")
+	if err != nil || g == nil || !g.frozen() {
+		return
+	}
+	t.log.Warn("the task is to be stopped, and was frozen by somebody else: thawing it")
+	message := "Thawed: somebody else had frozen it"
+	if err := t.Thaw(ctx); err != nil {
+		message = "Frozen by somebody else, and cannot be thawed: " + err.Error()
+		t.log.Error("cannot thaw the task", "error", err)
+	}
+	t.Event(lifecycle.Event{Message: message})
+}
+
+// frozen says that the group's processes do not run, or will not in a moment.
+func (g group) frozen() bool {
+	name, word := "freezer.state", "F" // FROZEN, FREEZING
+	if g.v2 {
+		name, word = "cgroup.events", "frozen 1"
+	}
+	said, err := os.ReadFile(filepath.Join(g.dir, name))
+	return err == nil && bytes.Contains(said, []byte(word))
 }
 
 // freezeLimit is how long the kernel may take: a process in an uninterruptible wait
@@ -115,6 +152,16 @@ func (t *task) findGroup(cgroups, proc string) (*group, error) {
 			return &group{found[0], false}, nil
 		}
 	}
+	for _, pattern := range []string{"nomad.slice/*/" + mark + ".scope", "docker/" + mark, "system.slice/docker-" + mark + ".scope"} {
+		found, err := filepath.Glob(filepath.Join(cgroups, pattern))
+		if err != nil {
+			return nil, fmt.Errorf("find the control group: %w", err)
+		}
+		if len(found) > 0 {
+			return &group{found[0], true}, nil
+		}
+	}
+	// Of an engine or a job with a parent of its own for control groups: its processes know.
 	lists, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "cgroup"))
 	if err != nil {
 		return nil, fmt.Errorf("find the control group: %w", err)
@@ -140,7 +187,7 @@ func groupOf(cgroup, mark string) string {
 			continue
 		}
 		at := strings.Index(path, mark)
-		if at < 0 {
+		if at < 0 || strings.HasSuffix(path, " (deleted)") { // of a zombie, from an earlier run of the task
 			return ""
 		}
 		if end := strings.IndexByte(path[at:], '/'); end >= 0 {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // A start that was cut off, by a crash of this process or of the inner one, has left no handle with anybody: the process
@@ -47,17 +49,20 @@ func (t *task) clearGroup(ctx context.Context) {
 	if t.container != "" || t.d.name == "docker" {
 		return
 	}
-	g, err := t.ownGroup("/sys/fs/cgroup")
-	if err != nil || g == nil {
-		return
+	if g, err := t.ownGroup("/sys/fs/cgroup"); err == nil && g != nil {
+		g.end(ctx, t.log)
 	}
+}
+
+// end kills what runs in the group, until nothing does.
+func (g group) end(ctx context.Context, log hclog.Logger) {
 	deadline := time.Now().Add(leftLimit)
 	for {
 		pids, err := g.processes()
 		if err != nil || len(pids) == 0 {
 			return
 		}
-		t.log.Warn("ending processes that the task has left", "pids", pids)
+		log.Warn("ending processes that the task has left", "pids", pids)
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -70,7 +75,7 @@ func (t *task) clearGroup(ctx context.Context) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.log.Error("processes of the task do not end", "pids", pids)
+			log.Error("processes of the task do not end", "pids", pids)
 			return
 		}
 	}

@@ -79,6 +79,8 @@ func Serve(argv []string, opts Options) error {
 	select {
 	case <-served:
 		return nil
+	case <-d.end:
+		return errors.New("the driver has to find its containers again")
 	case <-link.ctx.Done():
 		return fmt.Errorf("the inner plugin %q ended", argv)
 	}

@@ -174,6 +174,9 @@ func (t *task) watch() {
 	go func() {
 		defer close(t.exited)
 		resp, err := t.d.tasks.WaitTask(t.ctx, &proto.WaitTaskRequest{TaskId: t.id})
+		if err == nil {
+			resp, err = t.trueEnd(t.ctx, resp)
+		}
 		if t.ctx.Err() != nil || lost(err) {
 			return // the process goes on; whoever comes next asks again
 		}

@@ -2,7 +2,6 @@ package driver_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -406,7 +405,7 @@ func TestInjectedLifecycle(t *testing.T) {
 	}
 }
 
-// Of a JVM `threads` is its own thread dump.
+// `retinue task profile` of a JVM is its own thread dump.
 func TestThreadDumpOfAJVM(t *testing.T) {
 	w := need(t)
 	harness.Need(t, harness.NewFeature("java", false, func() error { _, err := exec.LookPath("java"); return err }))
@@ -422,8 +421,11 @@ func TestThreadDumpOfAJVM(t *testing.T) {
 	job.TaskGroups[0].Networks = []*nomad.NetworkResource{{Mode: "host", DynamicPorts: []nomad.Port{{Label: "rmi"}}}}
 	a := w.run(t, job)
 	harness.Eventually(t, 60*time.Second, "it dumps its threads", func(context.Context) error {
-		if out := a.exec(t, "@retinue", "GET", "/v1/profile?kind=threads"); !strings.Contains(out, "thread dump of the JVM") || !strings.Contains(out, "java.lang.Thread.State") {
-			return errors.New(out)
+		cmd := exec.Command(harness.RetinueBinary(t), "task", "profile", a.id[:8], "--kind", "threads")
+		cmd.Env = w.EnvList()
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "thread dump of the JVM") || !strings.Contains(string(out), "java.lang.Thread.State") {
+			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})
@@ -432,6 +434,7 @@ func TestThreadDumpOfAJVM(t *testing.T) {
 // Who may not run commands in a task may not ask its driver either. With raw_exec that needs alloc-node-exec besides.
 func TestRightsOfTheManagementAPI(t *testing.T) {
 	harness.Need(t, harness.Root, plugin(t))
+	t.Parallel()
 	w := &world{Cluster: harness.RunCluster(t, devcluster.Config{Clients: 1, DriverPlugin: "on", ACL: true, Docker: "off"})}
 	w.app = serveApp(t)
 	a := w.run(t, w.job("guarded", devcluster.DriverRawExec, block()))

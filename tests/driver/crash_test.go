@@ -16,7 +16,6 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"retinue/internal/devcluster"
-	"retinue/tests/drivercluster"
 	"retinue/tests/harness"
 )
 
@@ -148,40 +147,15 @@ func TestPluginAndInnerKilled(t *testing.T) {
 }
 
 // TestAgentKilledAndAdoption plays three lives of an agent over the same tasks: with the
-// drivers that are built in, with the plugin, and built in again. Between them the agent is
-// killed, so that nothing is handed over in order.
+// drivers that are built in, with the plugin, and built in again. Where it can be the agent is
+// killed between them, so that nothing is handed over in order.
 func TestAgentKilledAndAdoption(t *testing.T) {
 	w := need(t)
 	type running struct {
 		*alloc
 		id string
 	}
-	agent, err := w.Agent("nomad-client-1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := filepath.Join(w.Plan().AgentDir("nomad-client-1"), "config.hcl")
-	with, err := os.ReadFile(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := os.WriteFile(config, with, 0o600); err != nil {
-			t.Error(err)
-		}
-		if err := agent.Restart(context.Background()); err != nil {
-			t.Error(err)
-		}
-	}()
-	restart := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := agent.Restart(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	client := w.dress(t)
 	start := func(name string, lifecycle map[string]any) []running {
 		t.Helper()
 		var out []running
@@ -189,6 +163,8 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 			id := name + "-" + driver
 			job := w.job(id, driver, lifecycle)
 			job.Constrain(nomad.NewConstraint("${node.unique.name}", "=", "client-1"))
+			// A driver that is built in does not tell the application where it may listen.
+			job.TaskGroups[0].Tasks[0].Env = map[string]string{"RETINUE_SOCK": "${NOMAD_ALLOC_DIR}/tmp/retinue-app.sock"}
 			a := w.run(t, job)
 			a.ask(t, "POST", "/inc")
 			out = append(out, running{a, id})
@@ -210,15 +186,15 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 		}
 	}
 
-	restart(drivercluster.BuiltIn(string(with)))
+	client.stop(t, false)
 	tasks := start("adopted", nil)
-	restart(string(with))
+	client.kill(t, true)
 	inTheSameLife(tasks, "2")
 	for _, r := range tasks {
 		r.recovered(t)
 	}
 	hooked := start("hooked", block())
-	restart(string(with)) // the plugin's processes of before are still there, and taken over
+	client.kill(t, true) // the plugin's processes of before are still there, and taken over
 	for _, r := range hooked {
 		r.recovered(t)
 		r.exec(t, r.program(strings.TrimPrefix(r.id, "hooked-")), "note", "after") // what kills tasks of the built-in exec: hashicorp/nomad#27815
@@ -234,7 +210,7 @@ func TestAgentKilledAndAdoption(t *testing.T) {
 			t.Errorf("%s lost its hooks when the agent was killed:\n%s", r.id, h)
 		}
 	}
-	restart(drivercluster.BuiltIn(string(with)))
+	client.stop(t, false)
 	inTheSameLife(tasks, "4")
 	for _, r := range tasks {
 		if n := r.restarts(t); n != 0 {

@@ -58,13 +58,7 @@ func need(t *testing.T) *world {
 // which keeps the mode of a program.
 func serveApp(t harness.T) string {
 	t.Helper()
-	dir := harness.Dir(t, "counter")
-	bin := filepath.Join(dir, "counter")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./counter")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the counter: %v\n%s", err, out)
-	}
+	dir := filepath.Dir(counterProgram.Get(t))
 	if out, err := exec.Command("tar", "-C", dir, "-czf", filepath.Join(dir, "counter.tar.gz"), "counter").CombinedOutput(); err != nil {
 		t.Fatalf("pack the counter: %v\n%s", err, out)
 	}
@@ -72,6 +66,17 @@ func serveApp(t harness.T) string {
 	t.Cleanup(server.Close)
 	return server.URL + "/counter.tar.gz"
 }
+
+// counterProgram is the path of the test application, built once.
+var counterProgram = harness.Share(func(t harness.T) string {
+	bin := filepath.Join(harness.Dir(t, "counter"), "counter")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./counter")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the counter: %v\n%s", err, out)
+	}
+	return bin
+})
 
 var drivers = []string{devcluster.DriverRawExec, devcluster.DriverExec, devcluster.DriverDocker}
 
@@ -158,16 +163,32 @@ func (w *world) next(t *testing.T, job, not string) *alloc {
 			if stub.ID == not || stub.ClientStatus != "running" || stub.TaskStates["app"] == nil || stub.TaskStates["app"].State != "running" {
 				continue
 			}
-			for _, node := range w.Plan().Nodes {
-				if node.Name == stub.NodeName {
-					found = &alloc{w: w, id: stub.ID, node: stub.NodeName, nodeID: stub.NodeID, dir: filepath.Join(w.Plan().AllocDir(node), stub.ID)}
-					return nil
-				}
-			}
+			found = w.alloc(t, stub)
+			return nil
 		}
 		return errors.New("not yet")
 	})
 	return found
+}
+
+// find returns the allocation of a job, in whatever state it is; nil when there is none yet.
+func (w *world) find(t *testing.T, job string) *alloc {
+	t.Helper()
+	for _, stub := range w.allocs(t, job) {
+		return w.alloc(t, stub)
+	}
+	return nil
+}
+
+func (w *world) alloc(t *testing.T, stub *nomad.AllocationListStub) *alloc {
+	t.Helper()
+	for _, node := range w.Plan().Nodes {
+		if node.Name == stub.NodeName {
+			return &alloc{w: w, id: stub.ID, node: stub.NodeName, nodeID: stub.NodeID, dir: filepath.Join(w.Plan().AllocDir(node), stub.ID)}
+		}
+	}
+	t.Fatalf("no node %s in the plan of the cluster", stub.NodeName)
+	return nil
 }
 
 // alloc is an allocation of the counter.
@@ -179,7 +200,13 @@ type alloc struct {
 // ask makes a request to the application on its socket.
 func (a *alloc) ask(t *testing.T, method, path string) string {
 	t.Helper()
-	sock := filepath.Join(a.dir, "alloc", "tmp", "retinue-app.sock")
+	return a.askSocket(t, "retinue-app.sock", method, path)
+}
+
+// askSocket makes a request on one of the sockets of the allocation.
+func (a *alloc) askSocket(t *testing.T, name, method, path string) string {
+	t.Helper()
+	sock := filepath.Join(a.dir, "alloc", "tmp", name)
 	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", sock)
 	}}}
@@ -208,6 +235,21 @@ func (a *alloc) history(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(raw))
+}
+
+// inOrder is a history with the start of the application first: post_start runs when there is a process, which may not have come to
+// the writing of its first line by then.
+func inOrder(history string) string {
+	var rest []string
+	for line := range strings.SplitSeq(history, "\n") {
+		if line != "started" {
+			rest = append(rest, line)
+		}
+	}
+	if strings.Count("\n"+history+"\n", "\nstarted\n") != 1 {
+		return history
+	}
+	return "started\n" + strings.Join(rest, "\n")
 }
 
 // program is the path of the counter, as the task sees it.

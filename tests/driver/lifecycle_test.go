@@ -3,10 +3,13 @@ package driver_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,7 +48,7 @@ drain begins with 2 in flight
 save_state 1
 exec pre_stop as HOOK
 signal terminated`
-			got := a.history(t)
+			got := inOrder(a.history(t))
 			for _, hook := range []string{"post_start", "pre_stop"} { // the image has no program env, so its hooks are not told their name
 				expected := " as " + hook
 				if driver == devcluster.DriverDocker {
@@ -170,5 +173,120 @@ func TestFailedPostStartIsSeen(t *testing.T) {
 			}
 		}
 		return fmt.Errorf("events: %+v", all[0].TaskStates["app"].Events)
+	})
+}
+
+// Who freezes a task behind the driver's back, by `docker pause` or by its freezer, does not hold up its stop: it is thawed first,
+// and its hooks run.
+func TestStopOfATaskThatSomebodyElseFroze(t *testing.T) {
+	w := need(t)
+	for _, driver := range drivers {
+		t.Run(driver, func(t *testing.T) {
+			id := "frozen-" + driver
+			a := w.run(t, w.job(id, driver, block()))
+			a.ask(t, "POST", "/inc")
+			if driver == devcluster.DriverDocker {
+				if out, err := exec.Command("docker", "pause", "app-"+a.id).CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			} else {
+				a.freezeByHand(t)
+			}
+			if _, _, err := w.Nomad.Jobs().Deregister(id, false, nil); err != nil {
+				t.Fatal(err)
+			}
+			a.stopped(t)
+			h := a.history(t)
+			for _, line := range []string{"http pre-drain", "save_state 1", "exec pre_stop", "signal "} {
+				if strings.Count("\n"+h, "\n"+line) != 1 {
+					t.Errorf("not once in the history: %q\n%s", line, h)
+				}
+			}
+			if e := a.events(t); !strings.Contains(e, "somebody else had frozen it") || strings.Contains(e, "SIGKILL") || strings.Contains(e, "failed") {
+				t.Errorf("events:\n%s", e)
+			}
+		})
+	}
+}
+
+// freezeByHand writes to the freezer of the task's control group, of either version.
+func (a *alloc) freezeByHand(t *testing.T) {
+	t.Helper()
+	for pattern, word := range map[string]string{
+		"/sys/fs/cgroup/freezer/nomad/" + a.id + ".app/freezer.state":           "FROZEN",
+		"/sys/fs/cgroup/nomad.slice/*/" + a.id + ".app.scope/cgroup.freeze":     "1",
+		"/sys/fs/cgroup/nomad.slice/*/" + a.id + ".app.scope/app/cgroup.freeze": "1",
+	} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) == 1 {
+			if err := os.WriteFile(found[0], []byte(word), 0); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatal("the task has no freezer")
+}
+
+// B17: while a driver starts a task Nomad asks it for nothing else, no stop and no signal. So a stop waits for the start: until
+// ready has succeeded, its timeout is over, or the process ends.
+func TestStopOfATaskThatIsNotReady(t *testing.T) {
+	w := need(t)
+	waits := func(t *testing.T, id, timeout string) *alloc {
+		t.Helper()
+		job := w.job(id, devcluster.DriverRawExec, map[string]any{"ready": map[string]any{"exec": []string{"/bin/false"}, "timeout": timeout}, "pre_stop": map[string]any{"sleep": "1ms"}})
+		if _, _, err := w.Nomad.Jobs().Register(job, nil); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Nomad.Jobs().Deregister(id, true, nil) })
+		var a *alloc
+		harness.Eventually(t, 60*time.Second, "its process runs", func(context.Context) error {
+			if a = w.find(t, id); a == nil {
+				return errors.New("there is no allocation")
+			}
+			if h := a.history(t); !strings.Contains(h, "started") {
+				return fmt.Errorf("history: %q", h)
+			}
+			return nil
+		})
+		if s := a.info(t).TaskStates["app"]; s != nil && s.State != "pending" { // nil: the client has not told yet
+			t.Fatalf("the start has ended: %+v", s)
+		}
+		if _, _, err := w.Nomad.Jobs().Deregister(id, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	ended := func(t *testing.T, a *alloc) {
+		t.Helper()
+		harness.Eventually(t, 60*time.Second, "the allocation ends", func(context.Context) error {
+			if s := a.info(t); s.ClientStatus != "complete" && s.ClientStatus != "failed" {
+				return fmt.Errorf("it is %s", s.ClientStatus)
+			}
+			return nil
+		})
+		if n := a.restarts(t); n != 0 {
+			t.Errorf("%d restarts of a job that is stopped", n)
+		}
+	}
+	t.Run("its timeout", func(t *testing.T) {
+		a := waits(t, "never-ready", "5s")
+		ended(t, a)
+		if e := a.events(t); !strings.Contains(e, "not done within 5s") {
+			t.Errorf("events:\n%s", e)
+		}
+		if h := a.history(t); !strings.Contains(h, "\nsignal ") {
+			t.Errorf("it was not asked to end:\n%s", h)
+		}
+	})
+	t.Run("its process ends", func(t *testing.T) {
+		a := waits(t, "ends-before-ready", "1h")
+		if err := syscall.Kill(a.pid(t), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		ended(t, a)
 	})
 }

@@ -27,11 +27,13 @@ const (
 
 // Demo is one run of the demonstration on a cluster with at least two nodes.
 type Demo struct {
-	Nomad    *nomad.Client
-	Consul   *consul.Client
-	Vars     map[string]string // variables of the jobspec that this cluster needs, as HCL expressions
-	NomadUI  string
-	Timeline *demo.Timeline
+	Nomad   *nomad.Client
+	Consul  *consul.Client
+	Vars    map[string]string // variables of the jobspec that this cluster needs, as HCL expressions
+	NomadUI string
+	// KillAgent ends the Nomad agent of a client node by SIGKILL, and StartAgent starts it again over its data.
+	KillAgent, StartAgent func(ctx context.Context, node string) error
+	Timeline              *demo.Timeline
 }
 
 // play is a Demo under way.
@@ -49,7 +51,7 @@ func (d Demo) Run(ctx context.Context) error {
 	if err := p.start(ctx); err != nil {
 		return err
 	}
-	if err := p.underLoad(ctx, "user", p.calm, p.save, p.pause, p.calm, p.drain, p.calm); err != nil {
+	if err := p.underLoad(ctx, "user", p.calm, p.save, p.pause, p.calm, p.loseAgent, p.calm, p.drain, p.calm); err != nil {
 		return err
 	}
 	if err := p.judge(ctx); err != nil {
@@ -202,6 +204,56 @@ func (p *play) pause(ctx context.Context) error {
 	p.Timeline.Event("retinue task resume: %s after %d ms", done.Phase, done.TookMS)
 	p.Timeline.Check(before == after, "a paused server does nothing", "%d increments in 3 s", after-before)
 	return nil
+}
+
+// loseAgent kills the agent of the server's node. The server does not need one to go on, and the next one takes it over with its
+// hooks: the drain that follows shows it.
+func (p *play) loseAgent(ctx context.Context) error {
+	node := p.alloc.NodeName
+	if err := p.KillAgent(ctx, node); err != nil {
+		return err
+	}
+	p.Timeline.Event("kill -9 of the Nomad agent of %s", node)
+	if err := sleep(ctx, oneTry); err != nil { // what the agent has still seen has arrived by then
+		return err
+	}
+	before, _, _ := p.load.look()
+	if err := sleep(ctx, 3*time.Second); err != nil {
+		return err
+	}
+	after, _, longest := p.load.look()
+	p.Timeline.Check(after > before, "the server serves without its agent", "%d increments in 3 s, none took longer than %d ms", after-before, longest.Milliseconds())
+	began := time.Now()
+	if err := p.StartAgent(ctx, node); err != nil {
+		return err
+	}
+	d, err := p.recovered(ctx)
+	if err != nil {
+		return err
+	}
+	now, _, err := p.Nomad.Allocations().Info(p.alloc.ID, (&nomad.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("look the server up after the agent's restart: %w", err)
+	}
+	p.Timeline.Event("an agent runs again; the driver answers for the server after %.1f s, phase %s", time.Since(began).Seconds(), d.Lifecycle.Phase)
+	p.Timeline.Measure("agent_recovery_ms", float64(time.Since(began).Milliseconds()))
+	restarts := now.TaskStates[task].Restarts
+	p.Timeline.Check(restarts == 0 && d.Lifecycle.Phase == "running", "the next agent takes the server over as it is", "phase %s, %d restarts", d.Lifecycle.Phase, restarts)
+	return nil
+}
+
+// recovered waits until the driver answers for the server again.
+func (p *play) recovered(ctx context.Context) (d manage.Description, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		if err = p.ask(ctx, "GET", "/v1/task", &d); err == nil {
+			return d, nil
+		}
+		if sleep(ctx, 200*time.Millisecond) != nil {
+			return d, fmt.Errorf("the driver does not answer for the server after the agent's restart: %w", err)
+		}
+	}
 }
 
 // drain takes the server's node out of service.

@@ -3,7 +3,8 @@
 // number from $RETINUE_STATE, and writes what happens to it to a file of the
 // allocation, which a test reads.
 //
-// `counter note WORD` is a command for exec hooks: it writes WORD to that file.
+// `counter note WORD` is a command for exec hooks: it writes WORD to that file. `counter cat FILE` prints a file, where there is no
+// other program, and `counter exit CODE` ends with that code.
 package main
 
 import (
@@ -25,6 +26,21 @@ func main() {
 	if len(os.Args) > 2 && os.Args[1] == "note" {
 		note("exec %s as %s", strings.Join(os.Args[2:], " "), os.Getenv("RETINUE_HOOK"))
 		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "cat" {
+		raw, err := os.ReadFile(os.Args[2])
+		if err != nil {
+			log.Fatal(err)
+		}
+		os.Stdout.Write(raw)
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "exit" {
+		code, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			log.Fatal(err)
+		}
+		os.Exit(code)
 	}
 	var count, inFlight atomic.Int64
 	if raw, err := os.ReadFile(os.Getenv("RETINUE_STATE")); err == nil {
