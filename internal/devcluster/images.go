@@ -22,7 +22,6 @@ const (
 	labelContent = "retinue.sha256"
 )
 
-
 // installBinary copies the retinue binary into the cluster's bin folder when it
 // differs, and refuses one that would not run in a scratch image or a chroot.
 func installBinary(source, dest string) error {
