@@ -82,7 +82,7 @@ func silent(operator context.Context, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) || operator.Err() != nil {
 		return err
 	}
-	return hint.Wrap(fmt.Errorf("Consul has not answered within %s: %w", promptly, err), "`consul operator raft list-peers` shows whether its servers have a leader; CONSUL_HTTP_ADDR names another agent")
+	return hint.Wrap(fmt.Errorf("no answer of Consul within %s: %w", promptly, err), "`consul operator raft list-peers` shows whether its servers have a leader; CONSUL_HTTP_ADDR names another agent")
 }
 
 func standing(ctx context.Context, client *consul.Client, app, election string, after uint64) (Standing, uint64, error) {
