@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -58,7 +59,37 @@ func (d *dressed) stop(t *testing.T, plugin bool) {
 		}
 		return nil
 	})
+	// On a busy machine the agent is sometimes gone before it has ended its plugins, and the next one would take them over.
+	deadline := time.Now().Add(5 * time.Second)
+	for left := d.plugins(t); len(left) > 0; left = d.plugins(t) {
+		if time.Now().After(deadline) {
+			for _, p := range left {
+				t.Logf("ending %q, which the agent has left", p.Args)
+				_ = syscall.Kill(p.PID, syscall.SIGKILL) // it may have ended
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	d.begin(t, plugin)
+}
+
+// plugins are the decorators of this client: those that are not the other one's.
+func (d *dressed) plugins(t *testing.T) (out []drivercluster.Process) {
+	t.Helper()
+	other, err := d.w.Agent("nomad-client-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := drivercluster.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if len(p.Args) == 5 && strings.HasPrefix(p.Program(), "retinue-") && strings.HasPrefix(p.Args[0], d.w.Dir()+"/") && p.Parent != other.PID && p.PID > 1 {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (d *dressed) begin(t *testing.T, plugin bool) {
