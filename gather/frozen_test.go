@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -53,6 +54,7 @@ func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: l.addr, Net:
 type bubbleLeaf struct {
 	url     string
 	takes   atomic.Int64 // for one answer
+	rarely  atomic.Int64 // for one of thirty; 0: there are none
 	frozen  atomic.Bool
 	gone    atomic.Bool // with its machine: it takes no connections either
 	calls   atomic.Int64
@@ -62,6 +64,9 @@ type bubbleLeaf struct {
 func (l *bubbleLeaf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.calls.Add(1)
 	takes := time.Duration(l.takes.Load())
+	if d := l.rarely.Load(); d > 0 && rand.IntN(30) == 0 {
+		takes = time.Duration(d)
+	}
 	select {
 	case <-time.After(takes + time.Duration(rand.Int64N(int64(takes)/2+1))):
 	case <-r.Context().Done():
@@ -143,8 +148,12 @@ func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings
 func (w *bubbleWorld) ask() (status int, body string, took time.Duration) {
 	began := time.Now()
 	rec := httptest.NewRecorder()
-	w.root.ServeHTTP(rec, &http.Request{Method: "GET", URL: &url.URL{Path: "/q"}, Header: http.Header{}})
+	w.serve(rec)
 	return rec.Code, rec.Body.String(), time.Since(began)
+}
+
+func (w *bubbleWorld) serve(rw http.ResponseWriter) {
+	w.root.ServeHTTP(rw, &http.Request{Method: "GET", URL: &url.URL{Path: "/q"}, Header: http.Header{}})
 }
 
 // clients ask, so many at once, so many requests each, with a pause after each. Their answers are judged, and how long each took is returned.
@@ -305,5 +314,107 @@ func TestPatience(t *testing.T) {
 		if got := patience(c.leaf, c.delay); got != c.want {
 			t.Errorf("patience(%s, %s) = %s, want %s", c.leaf, c.delay, got, c.want)
 		}
+	}
+}
+
+// TestFrozenReplicaIsFoundOutSoon: a replica of every shard freezes while requests come one by one. Those that meet it are slow, by a
+// hedge's delay; soon after there are none, and none later either.
+func TestFrozenReplicaIsFoundOutSoon(t *testing.T) {
+	const takes, soon = 4 * time.Millisecond, 500 * time.Millisecond
+	for range 5 {
+		bubble(t, 10, takes, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+			w.clients(t, 1, 200, 10*time.Millisecond)
+			w.freeze(true, false)
+			began, slow, last := time.Now(), 0, time.Duration(0)
+			for time.Since(began) < 8*time.Second {
+				at := time.Since(began)
+				if status, body, took := w.ask(); status != http.StatusOK {
+					t.Fatalf("after %s: %s", at, body)
+				} else if took > takes*3/2+takes/2 { // no leaf takes longer than one and a half
+					slow, last = slow+1, at
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if t.Logf("%d slow requests, the last after %s", slow, last); slow == 0 || last > soon {
+				t.Errorf("%d requests were slow, the last one %s after the freeze; want some, until %s", slow, last, soon)
+			}
+		})
+	}
+}
+
+// TestProbesAreHedgedSooner: where one call in thirty is slow, and others wait for them, a frozen replica costs one request that time.
+// The next ones know whom they wait for.
+func TestProbesAreHedgedSooner(t *testing.T) {
+	bubble(t, 1, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+		for _, l := range w.leaves[0] {
+			l.rarely.Store(int64(40 * time.Millisecond))
+		}
+		w.clients(t, 1, 500, 0)
+		for _, l := range w.leaves[0] {
+			l.rarely.Store(0)
+		}
+		time.Sleep(budgetWindow * time.Second)
+		w.freeze(true, false)
+		slow := 0
+		for range 50 {
+			if _, _, took := w.ask(); took > 30*time.Millisecond {
+				slow++
+			}
+		}
+		if _, out := w.root.fleet.count(); slow != 1 || out != 1 {
+			t.Errorf("%d requests waited for the frozen replica, want 1; %d replicas are ejected, want 1", slow, out)
+		}
+	})
+}
+
+// TestHedgesThatWinMakeRoom: every call of a request waits for a frozen node. It may have few hedges at once, but more when they help.
+func TestHedgesThatWinMakeRoom(t *testing.T) {
+	bubble(t, 10, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+		w.clients(t, 1, 100, 0)
+		w.freeze(true, false)
+		for _, p := range w.root.fleet.pools {
+			p.list()[1].inflight.Add(1000) // so that the others are what anybody would choose
+		}
+		if status, body, took := w.ask(); status != http.StatusOK || took >= leastPatience {
+			t.Errorf("%d after %s, want an answer before calls are overdue: %s", status, took, body)
+		}
+	})
+}
+
+// flushed is a client's side that looks around when an answer is sent off.
+type flushed struct {
+	*httptest.ResponseRecorder
+	look func(body string)
+}
+
+func (f flushed) Flush() { f.look(f.Body.String()) }
+
+// TestAnswersComeBeforeCancellations: at the deadline the answer is sent off whole before leaf calls are cancelled, and they are.
+func TestAnswersComeBeforeCancellations(t *testing.T) {
+	for _, policy := range []string{"fail", "best"} {
+		t.Run(policy, func(t *testing.T) {
+			bubble(t, 3, 4*time.Millisecond, func(s *Settings) { s.Partial.Policy, s.Retry.Budget = policy, "0%" }, func(t *testing.T, w *bubbleWorld) {
+				waiting := func() (n int64) {
+					synctest.Wait()
+					for _, pair := range w.leaves[1:] {
+						n += pair[0].waiting.Load() + pair[1].waiting.Load()
+					}
+					return n
+				}
+				for _, pair := range w.leaves[1:] {
+					pair[0].frozen.Store(true)
+					pair[1].frozen.Store(true)
+				}
+				looks, want := 0, map[string]string{"fail": "\"cause\":\"timeout\"", "best": "x\n"}[policy]
+				w.serve(flushed{httptest.NewRecorder(), func(body string) {
+					if looks++; waiting() != 2 || !strings.Contains(body, want) {
+						t.Errorf("%d calls wait for the leaves when %q is sent off, want 2 and %q", waiting(), body, want)
+					}
+				}})
+				if looks != 1 || waiting() != 0 {
+					t.Errorf("sent off %d times, want once; %d calls still wait", looks, waiting())
+				}
+			})
+		})
 	}
 }
