@@ -17,6 +17,10 @@ const mergeMargin = 2 * time.Millisecond
 // lateDecay is how long it takes until a peak of lateness counts for a third.
 const lateDecay = 10 * time.Second
 
+// latest is how late a root believes that it can be, of a request's time: what it was late beyond that when it stood still says nothing
+// about the next one.
+func latest(total time.Duration) time.Duration { return total / 10 }
+
 // Lateness is by how much a root missed the ends of its own waiting lately: its timers, the processor that others have, the writing of
 // the answer. It follows peaks at once and forgets them slowly, as latency does in Finagle's balancer.
 type Lateness struct {

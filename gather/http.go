@@ -128,7 +128,7 @@ func (a *answering) answer(total time.Duration) {
 // wasLate notes by how much the end of waiting was missed, when it was the deadline.
 func (a *answering) wasLate(now clock.Instant) {
 	if a.reason == reasonDeadline {
-		a.root.late.Observe(now, now.Sub(a.req.start.Add(a.req.deadline.Gather)))
+		a.root.late.Observe(now, min(now.Sub(a.req.start.Add(a.req.deadline.Gather)), latest(a.req.deadline.Total)))
 	}
 }
 

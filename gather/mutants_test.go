@@ -28,7 +28,7 @@ var mutants = []struct {
 	{"a probe that is waited for like any other call", "gathering.go", "		if g.probes > 0 {", "		if false && g.probes > 0 {", "TestProbesAreHedgedSooner"},
 	{"a request that keeps hedges for itself which helped", "gathering.go", "(g.hedges - g.won)", "g.hedges", "TestHedgesThatWinMakeRoom"},
 	{"an answer that waits until leaves are cancelled", "http.go", "		a.short()\n		a.sendOff()", "		a.g.abandon()\n		a.short()\n		a.sendOff()", "TestAnswersComeBeforeCancellations"},
-	{"a root that does not know that it is late", "root.go", " + min(root.late.At(root.clock.Now()), total/10)", "", "TestReserveCoversLateness"},
+	{"a root that does not know that it is late", "root.go", " + min(root.late.At(root.clock.Now()), latest(total))", "", "TestReserveCoversLateness"},
 	{"retries without a budget", "overdue.go", "if !spend(now) {", "if !spend(now) && false {", "TestOutageIsNotMultiplied"},
 	{"an overdue call to a replica that pushed back", "overdue.go", "overdue && next.asked(now)", "false && next.asked(now)", "TestNoHedgeAfterPushback"},
 	{"a write that is sent again", "overdue.go", "return g.root.cfg.Hedge.Methods[g.req.method]", "return true || g.root.cfg.Hedge.Methods[g.req.method]", "TestAWriteIsNotSentTwice"},

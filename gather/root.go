@@ -133,7 +133,7 @@ func (root *Root) reserve(total time.Duration) time.Duration {
 	if root.cfg.Reserve > 0 {
 		return root.cfg.Reserve
 	}
-	return root.mergeReserve(total) + min(root.late.At(root.clock.Now()), total/10)
+	return root.mergeReserve(total) + min(root.late.At(root.clock.Now()), latest(total))
 }
 
 func (root *Root) mergeReserve(total time.Duration) time.Duration {
