@@ -317,29 +317,83 @@ func TestPatience(t *testing.T) {
 	}
 }
 
+// froze is what one freeze did to requests.
+type froze struct {
+	slow          int           // requests that took longer than any does without a freeze
+	last          time.Duration // when the last of them was asked
+	back          time.Duration // from when on the p99 of all that followed was within twice that of before
+	usual, worst  time.Duration // p99 before; the slowest
+	asked, failed int
+}
+
+// freezeOnce freezes a replica of every shard, while a request comes every ten milliseconds.
+func (w *bubbleWorld) freezeOnce(t *testing.T, takes, frozen time.Duration) (f froze) {
+	before := w.clients(t, 1, 200, 10*time.Millisecond)
+	f.usual = before[len(before)*99/100]
+	w.freeze(true, false)
+	type one struct{ at, took time.Duration }
+	var all []one
+	for began := time.Now(); time.Since(began) < frozen; {
+		at := time.Since(began)
+		status, _, took := w.ask()
+		if status != http.StatusOK {
+			f.failed++
+		}
+		all = append(all, one{at, took})
+		if took > takes*3/2+takes/2 { // no leaf takes longer than one and a half
+			f.slow, f.last = f.slow+1, at
+		}
+		f.worst = max(f.worst, took)
+		time.Sleep(10 * time.Millisecond)
+	}
+	f.asked, f.back = len(all), frozen
+	above := 0
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].took > 2*f.usual {
+			above++
+		}
+		if above*100 <= len(all)-i {
+			f.back = all[i].at
+		}
+	}
+	return f
+}
+
 // TestFrozenReplicaIsFoundOutSoon: a replica of every shard freezes while requests come one by one. Those that meet it are slow, by a
 // hedge's delay; soon after there are none, and none later either.
 func TestFrozenReplicaIsFoundOutSoon(t *testing.T) {
-	const takes, soon = 4 * time.Millisecond, 500 * time.Millisecond
-	for range 5 {
+	const takes, frozen, soon = 4 * time.Millisecond, 8 * time.Second, 500 * time.Millisecond
+	began := time.Now()
+	var all []froze
+	for range *freezes {
 		bubble(t, 10, takes, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
-			w.clients(t, 1, 200, 10*time.Millisecond)
-			w.freeze(true, false)
-			began, slow, last := time.Now(), 0, time.Duration(0)
-			for time.Since(began) < 8*time.Second {
-				at := time.Since(began)
-				if status, body, took := w.ask(); status != http.StatusOK {
-					t.Fatalf("after %s: %s", at, body)
-				} else if took > takes*3/2+takes/2 { // no leaf takes longer than one and a half
-					slow, last = slow+1, at
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
-			if t.Logf("%d slow requests, the last after %s", slow, last); slow == 0 || last > soon {
-				t.Errorf("%d requests were slow, the last one %s after the freeze; want some, until %s", slow, last, soon)
+			f := w.freezeOnce(t, takes, frozen)
+			all = append(all, f)
+			if f.failed > 0 || f.slow == 0 || f.last > soon {
+				t.Errorf("%d of %d requests failed, %d were slow, the last one %s after the freeze; want 0, and some until %s", f.failed, f.asked, f.slow, f.last, soon)
 			}
 		})
 	}
+	spread := func(of func(froze) time.Duration) string {
+		var list []time.Duration
+		for _, f := range all {
+			list = append(list, of(f))
+		}
+		slices.Sort(list)
+		return fmt.Sprintf("%s, %s, %s", list[len(list)/2].Round(100*time.Microsecond), list[len(list)*9/10].Round(100*time.Microsecond), list[len(list)-1].Round(100*time.Microsecond))
+	}
+	asked, failed, slow := 0, 0, 0
+	for _, f := range all {
+		asked, failed, slow = asked+f.asked, failed+f.failed, slow+f.slow
+	}
+	rows := [][2]string{{"freezes", fmt.Sprint(len(all))}, {"requests while it was frozen", fmt.Sprint(asked)}, {"failed", fmt.Sprint(failed)}, {"slower than any before", fmt.Sprint(slow)},
+		{"p99 before: median, p90, largest of the freezes", spread(func(f froze) time.Duration { return f.usual })},
+		{"the slowest request: median, p90, largest", spread(func(f froze) time.Duration { return f.worst })},
+		{"p99 back within twice its value, after: median, p90, latest", spread(func(f froze) time.Duration { return f.back })},
+		{"the last request that was slower than any before, after: median, p90, latest", spread(func(f froze) time.Duration { return f.last })}}
+	t.Log(rows)
+	report(t, began, "A replica of every shard freezes", fmt.Sprintf("Ten shards with two replicas, each answer after %s to %s, a request every 10 ms and what it takes; one replica of each shard freezes for %s. In a bubble of time (testing/synctest), where a busy machine changes nothing: this is what the root decides, without what a processor adds.",
+		takes, takes*3/2, frozen), rows...)
 }
 
 // TestProbesAreHedgedSooner: where one call in thirty is slow, and others wait for them, a frozen replica costs one request that time.
