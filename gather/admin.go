@@ -56,7 +56,7 @@ type ReplicaView struct {
 	Calls     uint64  `json:"calls_total"`
 	Errors    uint64  `json:"errors_total"`
 	Lost      uint64  `json:"too_slow_total"`
-	State     string  `json:"state"` // in, out or probe
+	State     string  `json:"state"` // in, suspect, out or probe
 	OutMS     float64 `json:"out_for_ms,omitempty"`
 	Check     string  `json:"check,omitempty"` // of a last resort: critical, warning or deregistered
 }
@@ -140,6 +140,8 @@ func (r *replica) view(now clock.Instant) ReplicaView {
 		if left := until.Sub(now); left > 0 {
 			v.State, v.OutMS = "out", ms(left)
 		}
+	} else if r.suspect() {
+		v.State = "suspect"
 	}
 	return v
 }

@@ -43,6 +43,7 @@ type attempt struct {
 	probe   bool
 	second  bool   // another copy of it is under way
 	blamed  bool   // it was held against the replica
+	won     bool   // it is a hedge that was answered first
 	check   string // of a replica that is a last resort
 	start   clock.Instant
 	cancel  context.CancelFunc

@@ -2,13 +2,52 @@ package gather
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"retinue/internal/clock"
 )
 
 // mergeMargin is added to the merge's measured p99, for the answer's way back.
 const mergeMargin = 2 * time.Millisecond
+
+// lateDecay is how long it takes until a peak of lateness counts for a third.
+const lateDecay = 10 * time.Second
+
+// latest is how late a root believes that it can be, of a request's time: what it was late beyond that when it stood still says nothing
+// about the next one.
+func latest(total time.Duration) time.Duration { return total / 10 }
+
+// Lateness is by how much a root missed the ends of its own waiting lately: its timers, the processor that others have, the writing of
+// the answer. It follows peaks at once and forgets them slowly, as latency does in Finagle's balancer.
+type Lateness struct {
+	mu   sync.Mutex
+	peak time.Duration
+	when clock.Instant
+}
+
+// Observe notes that one ended so much late, now.
+func (l *Lateness) Observe(now clock.Instant, late time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if late > l.at(now) {
+		l.peak, l.when = late, now
+	}
+}
+
+// At says how late the next one may be.
+func (l *Lateness) At(now clock.Instant) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.at(now)
+}
+
+func (l *Lateness) at(now clock.Instant) time.Duration {
+	return time.Duration(float64(l.peak) * math.Exp(-float64(now.Sub(l.when))/float64(lateDecay)))
+}
 
 // ParseDeadline reads Retinue-Deadline-Ms: the time left in milliseconds, relative, so that no clocks need to agree.
 func ParseDeadline(s string) (time.Duration, error) {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -53,6 +54,7 @@ func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: l.addr, Net:
 type bubbleLeaf struct {
 	url     string
 	takes   atomic.Int64 // for one answer
+	rarely  atomic.Int64 // for one of thirty; 0: there are none
 	frozen  atomic.Bool
 	gone    atomic.Bool // with its machine: it takes no connections either
 	calls   atomic.Int64
@@ -62,6 +64,9 @@ type bubbleLeaf struct {
 func (l *bubbleLeaf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.calls.Add(1)
 	takes := time.Duration(l.takes.Load())
+	if d := l.rarely.Load(); d > 0 && rand.IntN(30) == 0 {
+		takes = time.Duration(d)
+	}
 	select {
 	case <-time.After(takes + time.Duration(rand.Int64N(int64(takes)/2+1))):
 	case <-r.Context().Done():
@@ -143,8 +148,12 @@ func bubble(t *testing.T, shards int, takes time.Duration, change func(*Settings
 func (w *bubbleWorld) ask() (status int, body string, took time.Duration) {
 	began := time.Now()
 	rec := httptest.NewRecorder()
-	w.root.ServeHTTP(rec, &http.Request{Method: "GET", URL: &url.URL{Path: "/q"}, Header: http.Header{}})
+	w.serve(rec)
 	return rec.Code, rec.Body.String(), time.Since(began)
+}
+
+func (w *bubbleWorld) serve(rw http.ResponseWriter) {
+	w.root.ServeHTTP(rw, &http.Request{Method: "GET", URL: &url.URL{Path: "/q"}, Header: http.Header{}})
 }
 
 // clients ask, so many at once, so many requests each, with a pause after each. Their answers are judged, and how long each took is returned.
@@ -305,5 +314,161 @@ func TestPatience(t *testing.T) {
 		if got := patience(c.leaf, c.delay); got != c.want {
 			t.Errorf("patience(%s, %s) = %s, want %s", c.leaf, c.delay, got, c.want)
 		}
+	}
+}
+
+// froze is what one freeze did to requests.
+type froze struct {
+	slow          int           // requests that took longer than any does without a freeze
+	last          time.Duration // when the last of them was asked
+	back          time.Duration // from when on the p99 of all that followed was within twice that of before
+	usual, worst  time.Duration // p99 before; the slowest
+	asked, failed int
+}
+
+// freezeOnce freezes a replica of every shard, while a request comes every ten milliseconds.
+func (w *bubbleWorld) freezeOnce(t *testing.T, takes, frozen time.Duration) (f froze) {
+	before := w.clients(t, 1, 200, 10*time.Millisecond)
+	f.usual = before[len(before)*99/100]
+	w.freeze(true, false)
+	type one struct{ at, took time.Duration }
+	var all []one
+	for began := time.Now(); time.Since(began) < frozen; {
+		at := time.Since(began)
+		status, _, took := w.ask()
+		if status != http.StatusOK {
+			f.failed++
+		}
+		all = append(all, one{at, took})
+		if took > takes*3/2+takes/2 { // no leaf takes longer than one and a half
+			f.slow, f.last = f.slow+1, at
+		}
+		f.worst = max(f.worst, took)
+		time.Sleep(10 * time.Millisecond)
+	}
+	f.asked, f.back = len(all), frozen
+	above := 0
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].took > 2*f.usual {
+			above++
+		}
+		if above*100 <= len(all)-i {
+			f.back = all[i].at
+		}
+	}
+	return f
+}
+
+// TestFrozenReplicaIsFoundOutSoon: a replica of every shard freezes while requests come one by one. Those that meet it are slow, by a
+// hedge's delay; soon after there are none, and none later either.
+func TestFrozenReplicaIsFoundOutSoon(t *testing.T) {
+	const takes, frozen, soon = 4 * time.Millisecond, 8 * time.Second, 500 * time.Millisecond
+	began := time.Now()
+	var all []froze
+	for range *freezes {
+		bubble(t, 10, takes, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+			f := w.freezeOnce(t, takes, frozen)
+			all = append(all, f)
+			if f.failed > 0 || f.slow == 0 || f.last > soon {
+				t.Errorf("%d of %d requests failed, %d were slow, the last one %s after the freeze; want 0, and some until %s", f.failed, f.asked, f.slow, f.last, soon)
+			}
+		})
+	}
+	spread := func(of func(froze) time.Duration) string {
+		var list []time.Duration
+		for _, f := range all {
+			list = append(list, of(f))
+		}
+		slices.Sort(list)
+		return fmt.Sprintf("%s, %s, %s", list[len(list)/2].Round(100*time.Microsecond), list[len(list)*9/10].Round(100*time.Microsecond), list[len(list)-1].Round(100*time.Microsecond))
+	}
+	asked, failed, slow := 0, 0, 0
+	for _, f := range all {
+		asked, failed, slow = asked+f.asked, failed+f.failed, slow+f.slow
+	}
+	rows := [][2]string{{"freezes", fmt.Sprint(len(all))}, {"requests while it was frozen", fmt.Sprint(asked)}, {"failed", fmt.Sprint(failed)}, {"slower than any before", fmt.Sprint(slow)},
+		{"p99 before: median, p90, largest of the freezes", spread(func(f froze) time.Duration { return f.usual })},
+		{"the slowest request: median, p90, largest", spread(func(f froze) time.Duration { return f.worst })},
+		{"p99 back within twice its value, after: median, p90, latest", spread(func(f froze) time.Duration { return f.back })},
+		{"the last request that was slower than any before, after: median, p90, latest", spread(func(f froze) time.Duration { return f.last })}}
+	t.Log(rows)
+	report(t, began, "A replica of every shard freezes", fmt.Sprintf("Ten shards with two replicas, each answer after %s to %s, a request every 10 ms and what it takes; one replica of each shard freezes for %s. In a bubble of time (testing/synctest), where a busy machine changes nothing: this is what the root decides, without what a processor adds.",
+		takes, takes*3/2, frozen), rows...)
+}
+
+// TestProbesAreHedgedSooner: where one call in thirty is slow, and others wait for them, a frozen replica costs one request that time.
+// The next ones know whom they wait for.
+func TestProbesAreHedgedSooner(t *testing.T) {
+	bubble(t, 1, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+		for _, l := range w.leaves[0] {
+			l.rarely.Store(int64(40 * time.Millisecond))
+		}
+		w.clients(t, 1, 500, 0)
+		for _, l := range w.leaves[0] {
+			l.rarely.Store(0)
+		}
+		time.Sleep(budgetWindow * time.Second)
+		w.freeze(true, false)
+		slow := 0
+		for range 50 {
+			if _, _, took := w.ask(); took > 30*time.Millisecond {
+				slow++
+			}
+		}
+		if _, out := w.root.fleet.count(); slow != 1 || out != 1 {
+			t.Errorf("%d requests waited for the frozen replica, want 1; %d replicas are ejected, want 1", slow, out)
+		}
+	})
+}
+
+// TestHedgesThatWinMakeRoom: every call of a request waits for a frozen node. It may have few hedges at once, but more when they help.
+func TestHedgesThatWinMakeRoom(t *testing.T) {
+	bubble(t, 10, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+		w.clients(t, 1, 100, 0)
+		w.freeze(true, false)
+		for _, p := range w.root.fleet.pools {
+			p.list()[1].inflight.Add(1000) // so that the others are what anybody would choose
+		}
+		if status, body, took := w.ask(); status != http.StatusOK || took >= leastPatience {
+			t.Errorf("%d after %s, want an answer before calls are overdue: %s", status, took, body)
+		}
+	})
+}
+
+// flushed is a client's side that looks around when an answer is sent off.
+type flushed struct {
+	*httptest.ResponseRecorder
+	look func(body string)
+}
+
+func (f flushed) Flush() { f.look(f.Body.String()) }
+
+// TestAnswersComeBeforeCancellations: at the deadline the answer is sent off whole before leaf calls are cancelled, and they are.
+func TestAnswersComeBeforeCancellations(t *testing.T) {
+	for _, policy := range []string{"fail", "best"} {
+		t.Run(policy, func(t *testing.T) {
+			bubble(t, 3, 4*time.Millisecond, func(s *Settings) { s.Partial.Policy, s.Retry.Budget = policy, "0%" }, func(t *testing.T, w *bubbleWorld) {
+				waiting := func() (n int64) {
+					synctest.Wait()
+					for _, pair := range w.leaves[1:] {
+						n += pair[0].waiting.Load() + pair[1].waiting.Load()
+					}
+					return n
+				}
+				for _, pair := range w.leaves[1:] {
+					pair[0].frozen.Store(true)
+					pair[1].frozen.Store(true)
+				}
+				looks, want := 0, map[string]string{"fail": "\"cause\":\"timeout\"", "best": "x\n"}[policy]
+				w.serve(flushed{httptest.NewRecorder(), func(body string) {
+					if looks++; waiting() != 2 || !strings.Contains(body, want) {
+						t.Errorf("%d calls wait for the leaves when %q is sent off, want 2 and %q", waiting(), body, want)
+					}
+				}})
+				if looks != 1 || waiting() != 0 {
+					t.Errorf("sent off %d times, want once; %d calls still wait", looks, waiting())
+				}
+			})
+		})
 	}
 }

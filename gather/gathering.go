@@ -45,6 +45,8 @@ type gathering struct {
 	waitingWeight float64
 	cover         Coverage // of the shards that are decided
 	hedges, won   int
+	probes        int // calls that are probes
+	held          int // hedges not sent at the last look, because one request has only a few
 	calls         int
 	delay         time.Duration // after which a call is hedged; 0: not
 	patience      time.Duration // after which a call is overdue
@@ -52,14 +54,15 @@ type gathering struct {
 	mergeErr      error           // it ended before the leaves did
 	leaf          context.Context // of all leaf calls
 	stop          context.CancelFunc
+	abandoned     bool
 }
 
 // gather fans the request out and feeds the merge until there is nothing more to wait for. It returns how it ended, or "" when
-// the client went away.
+// the client went away. What is still out then goes on until abandon.
 func (g *gathering) gather(ctx context.Context) (reason string) {
 	root, req := g.root, g.req
 	g.leaf, g.stop = context.WithCancel(ctx)
-	defer g.abandon()
+	defer g.conclude()
 	method := req.method
 	if d, ok := root.hedger.Delay(req.class, method); ok {
 		g.delay = d
@@ -71,16 +74,27 @@ func (g *gathering) gather(ctx context.Context) (reason string) {
 	overdue := time.NewTimer(g.patience)
 	defer overdue.Stop()
 	var hedgeTimer, waitTimer *time.Timer
-	var hedgeC, waitC <-chan time.Time
+	var hedgeC, probeC, waitC <-chan time.Time
 	if g.delay > 0 {
 		hedgeTimer = time.NewTimer(g.delay)
 		defer hedgeTimer.Stop()
 		hedgeC = hedgeTimer.C
+		if g.probes > 0 {
+			probeTimer := time.NewTimer(root.hedger.ProbeDelay(req.class, g.delay))
+			defer probeTimer.Stop()
+			probeC = probeTimer.C
+		}
 	}
 	for round := 1; g.waiting > 0; {
 		select {
 		case att := <-g.done:
 			g.take(att)
+			if att.why == hedge && att.won && g.held > 0 {
+				hedgeTimer.Reset(0) // there is room for one more
+			}
+		case <-probeC:
+			g.hedgeProbes(root.clock.Now())
+			continue
 		case <-hedgeC:
 			if refused := g.hedgeAll(round, root.clock.Now()); refused > 0 {
 				hedgeTimer.Reset(max(g.delay/4, 5*time.Millisecond)) // other requests earn tokens meanwhile
@@ -153,7 +167,7 @@ func (g *gathering) start() {
 	g.waiting = len(g.shards)
 	for i := range g.shards {
 		s := &g.shards[i]
-		r := s.pool.pick(now, primary, nil, rand.Uint64())
+		r, probe := s.pool.pick(now, primary, nil, rand.Uint64())
 		if r == nil {
 			s.detail = "no instance is known"
 			if len(s.pool.list()) > 0 {
@@ -163,6 +177,9 @@ func (g *gathering) start() {
 			continue
 		}
 		g.send(s, r, primary, now, &all[i])
+		if all[i].probe = probe; probe {
+			g.probes++
+		}
 	}
 	g.root.earn(now, g.calls)
 }
@@ -170,7 +187,7 @@ func (g *gathering) start() {
 // send starts one call.
 func (g *gathering) send(s *shard, r *replica, why purpose, now clock.Instant, att *attempt) {
 	ctx, cancel := context.WithCancel(g.leaf)
-	*att = attempt{shard: s, replica: r, why: why, probe: why == primary && r.ejected(), second: s.outstanding > 0, start: now, cancel: cancel, outcome: underWay}
+	*att = attempt{shard: s, replica: r, why: why, second: s.outstanding > 0, start: now, cancel: cancel, outcome: underWay}
 	if m := s.pool.members(); m.checks != nil {
 		att.check = m.check(r)
 		g.root.metrics.lastResort.Inc()
@@ -247,6 +264,7 @@ func (g *gathering) note(att *attempt, r *result) {
 // dropLosers cancels the other copies. A first call that was overtaken by a later copy counts against its replica.
 func (g *gathering) dropLosers(s *shard, winner *attempt, now clock.Instant) {
 	if winner.why == hedge {
+		winner.won = true
 		g.won++
 		g.root.metrics.hedgesWon.Inc()
 	}
@@ -259,10 +277,11 @@ func (g *gathering) dropLosers(s *shard, winner *attempt, now clock.Instant) {
 		} else {
 			g.end(att, cancelled, now)
 		}
+		att.cancel()
 	}
 }
 
-// tooSlow ends a call and holds it against the replica, which may be frozen.
+// tooSlow ends a call, but for cancelling it, and holds it against the replica, which may be frozen.
 func (g *gathering) tooSlow(att *attempt, how outcome, now clock.Instant) {
 	took := now.Sub(att.start)
 	g.end(att, how, now)
@@ -279,18 +298,18 @@ func (g *gathering) tooSlow(att *attempt, how outcome, now clock.Instant) {
 func (g *gathering) hold(att *attempt, now clock.Instant) {
 	if !att.blamed {
 		att.blamed = true
+		att.replica.owe(att.start)
 		g.root.blame(att.shard.pool, att.replica, now)
 	}
 }
 
-// end cancels a call.
+// end fixes how a call ended that nobody waits for any more. It is cancelled besides.
 func (g *gathering) end(att *attempt, how outcome, now clock.Instant) {
 	att.outcome, att.end = how, now
 	if att.probe {
 		att.replica.probing.Store(false)
 	}
 	g.root.metrics.call(how, now.Sub(att.start))
-	att.cancel()
 }
 
 // again retries a failed call on another replica, if it may.
@@ -310,51 +329,95 @@ func (s *shard) used() []*replica {
 	return used
 }
 
-// fewHedges is what one request may have, and a tenth of its shards. Where more are late at once it is not a few slow replicas: their
-// second copies would be late as well, and would take the budget from requests that one copy helps.
+// another is the replica for a second copy; nil: there is none.
+func (s *shard) another(now clock.Instant) *replica {
+	r, _ := s.pool.pick(now, hedge, s.used(), rand.Uint64())
+	return r
+}
+
+// fewHedges is what one request may have, and a tenth of its shards, beside those that won. Where more are late at once it is not a few
+// slow replicas: their second copies would be late as well, and would take the budget from requests that one copy helps.
 const fewHedges = 3
+
+// room says how many hedges this request may have now, of so many that it wants. When it wants more than it may have, a half of that is
+// for later: by then the calls are known that are really slow, and not just behind a busy processor.
+func (g *gathering) room(wanted int) int {
+	left := max(fewHedges, len(g.shards)/10) - (g.hedges - g.won)
+	if wanted > left {
+		left = (left + 1) / 2
+	}
+	return left
+}
 
 // hedgeAll sends a second copy of every call that is still out, as far as the budget goes. It returns how many it would not let.
 func (g *gathering) hedgeAll(round int, now clock.Instant) (refused int) {
+	wants := func(s *shard) bool {
+		return s.state == Waiting && s.outstanding > 0 && !s.noHedge && s.retries == 0 && s.hedges < round
+	}
+	wanted := 0
+	for i := range g.shards {
+		if wants(&g.shards[i]) {
+			wanted++
+		}
+	}
+	room := g.room(wanted)
+	g.held = 0
 	for i := range g.shards {
 		s := &g.shards[i]
-		if s.state != Waiting || s.outstanding == 0 || s.noHedge || s.retries > 0 || s.hedges >= round {
+		if !wants(s) {
 			continue
 		}
-		r := s.pool.pick(now, hedge, s.used(), rand.Uint64())
-		if r == nil {
-			continue
-		}
-		if !g.mayHedge(s, r, now) {
+		r := s.another(now)
+		switch {
+		case r == nil:
+		case s.orphaned(r): // needs no budget: it waits for a replica that was ejected
+			g.hedge(s, r, now)
+		case room <= 0:
+			if !s.refused {
+				g.root.hedger.Want(now)
+			}
+			g.refuse(s)
+			g.held++
 			refused++
-			continue
+		case !g.root.hedger.May(now, s.refused):
+			g.refuse(s)
+			refused++
+		default:
+			room--
+			g.hedge(s, r, now)
 		}
-		s.hedges++
-		s.refused = false
-		g.hedges++
-		g.root.metrics.hedgesSent.Inc()
-		g.send(s, r, hedge, now, &attempt{})
 	}
 	return refused
 }
 
-// mayHedge asks the budget of hedges. A call that waits for a replica which was ejected needs none.
-func (g *gathering) mayHedge(s *shard, to *replica, now clock.Instant) bool {
-	if s.orphaned(to) {
-		return true
-	}
-	if g.hedges >= max(fewHedges, len(g.shards)/10) {
-		if !s.refused {
-			g.root.hedger.Want(now)
+// hedgeProbes sends a second copy of each probe that is still out, if there is a replica that can be relied on. What waits for them
+// are single calls, and it is known why: the bound for one request is not for them, but the budget is.
+func (g *gathering) hedgeProbes(now clock.Instant) {
+	for i := range g.shards {
+		s := &g.shards[i]
+		if s.state != Waiting || s.outstanding == 0 || s.noHedge || s.retries > 0 || !s.attempts[0].probe {
+			continue
 		}
-	} else if g.root.hedger.May(now, s.refused) {
-		return true
+		if r := s.another(now); r != nil && !r.suspect() && g.root.hedger.May(now, false) {
+			g.hedge(s, r, now)
+		}
 	}
+}
+
+func (g *gathering) hedge(s *shard, to *replica, now clock.Instant) {
+	s.hedges++
+	s.refused = false
+	g.hedges++
+	g.root.metrics.hedgesSent.Inc()
+	g.send(s, to, hedge, now, &attempt{})
+}
+
+// refuse notes that a shard gets no hedge for now.
+func (g *gathering) refuse(s *shard) {
 	if !s.refused {
 		g.root.metrics.hedgesSuppressed.Inc()
 	}
 	s.refused = true
-	return false
 }
 
 // decide fixes the state of a shard.
@@ -419,9 +482,8 @@ func (g *gathering) judge() (possible bool, wait time.Duration, settle bool) {
 	return true, time.Duration(float64(left) * factor), true
 }
 
-// abandon cancels what is still out, and sees to it that late answers give their memory back.
-func (g *gathering) abandon() {
-	g.stop()
+// conclude fixes how the calls ended that are still out.
+func (g *gathering) conclude() {
 	now := g.root.clock.Now()
 	for i := range g.shards {
 		if s := &g.shards[i]; s.outstanding > 0 {
@@ -433,6 +495,15 @@ func (g *gathering) abandon() {
 		}
 	}
 	g.req.class.Observe(now, g.latencies...)
+}
+
+// abandon cancels what is still out, once, and sees to it that late answers give their memory back.
+func (g *gathering) abandon() {
+	if g.abandoned {
+		return
+	}
+	g.abandoned = true
+	g.stop()
 	if left := g.outstanding; left > 0 {
 		done := g.done
 		go func() {

@@ -60,6 +60,15 @@ func (h *Hedger) Delay(q *Quantile, method string) (time.Duration, bool) {
 	return max(d, h.cfg.Min), ok
 }
 
+// probed is the quantile of latency after which a probe is hedged. A request to a few leaves waits for that long anyway.
+const probed = 0.95
+
+// ProbeDelay says after how long a call is hedged that is a probe, when others are after delay.
+func (h *Hedger) ProbeDelay(q *Quantile, delay time.Duration) time.Duration {
+	d, _ := q.At(probed)
+	return min(d, delay)
+}
+
 // May takes a token for one hedge; again says that it was refused before.
 func (h *Hedger) May(now clock.Instant, again bool) bool {
 	if again {

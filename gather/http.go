@@ -99,6 +99,7 @@ func (a *answering) answer(total time.Duration) {
 	defer merge.close()
 	a.g = &gathering{root: root, req: req, merge: merge}
 	reason := a.g.gather(ctx)
+	defer a.g.abandon()
 	a.reason = reason
 	a.gathered = root.clock.Now()
 	a.coverage = a.g.coverage()
@@ -109,8 +110,33 @@ func (a *answering) answer(total time.Duration) {
 		a.mergeFailed(ctx, a.g.mergeErr)
 	case !req.policy.Met(a.coverage):
 		a.short()
+		a.sendOff()
+		a.wasLate(root.clock.Now())
 	default:
+		if root.merge != nil || root.cfg.Stream { // the rest of the answer takes time, which is measured apart
+			a.g.abandon()
+			a.wasLate(a.gathered)
+			a.deliver(ctx, merge)
+			return
+		}
 		a.deliver(ctx, merge)
+		a.sendOff()
+		a.wasLate(root.clock.Now())
+	}
+}
+
+// wasLate notes by how much the end of waiting was missed, when it was the deadline.
+func (a *answering) wasLate(now clock.Instant) {
+	if a.reason == reasonDeadline {
+		a.root.late.Observe(now, min(now.Sub(a.req.start.Add(a.req.deadline.Gather)), latest(a.req.deadline.Total)))
+	}
+}
+
+// sendOff gives an answer that is complete to the client before the leaf calls that are still out are cancelled: to close that many
+// connections takes longer than to answer.
+func (a *answering) sendOff() {
+	if a.g.outstanding > 0 && !a.g.abandoned {
+		_ = http.NewResponseController(a.w).Flush() // a writer that cannot, or a client that is gone: the answer is on its way, or nobody's
 	}
 }
 

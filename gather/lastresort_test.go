@@ -68,21 +68,21 @@ func TestUselessLastResort(t *testing.T) {
 	r := &replica{key: "a"}
 	p.set([]*replica{r}, "critical")
 	for range p.cfg.Consecutive {
-		if got := p.pick(at(0), primary, nil, 1); got != r {
+		if got, _ := p.pick(at(0), primary, nil, 1); got != r {
 			t.Fatalf("picked %v", got)
 		}
 		p.bad(r, at(0))
 	}
 	for _, why := range []purpose{primary, retry, hedge} {
-		if got := p.pick(at(0), why, nil, 1); got != nil {
+		if got, _ := p.pick(at(0), why, nil, 1); got != nil {
 			t.Errorf("a %s is sent to a last resort that was of no use", why)
 		}
 	}
-	if got := p.pick(clock.Instant(r.outUntil.Load()), primary, nil, 1); got != r {
+	if got, _ := p.pick(clock.Instant(r.outUntil.Load()), primary, nil, 1); got != r {
 		t.Error("no probe after its time")
 	}
 	p.set([]*replica{r})
-	if got := p.pick(at(0), primary, nil, 1); got != r {
+	if got, _ := p.pick(at(0), primary, nil, 1); got != r {
 		t.Error("its check passes, and it is the only one, but it is not asked")
 	}
 }

@@ -23,6 +23,7 @@ import (
 var modelRequests = flag.Int("gather.requests", envInt("RETINUE_GATHER_REQUESTS", 2000), "requests of the model test")
 var modelSeed = flag.Int("gather.seed", envInt("RETINUE_GATHER_SEED", 1), "seed of the model test: it decides every fault")
 var leakRequests = flag.Int("gather.leak-requests", envInt("RETINUE_GATHER_LEAK_REQUESTS", 3000), "requests of the test for leaks")
+var freezes = flag.Int("gather.freezes", envInt("RETINUE_GATHER_FREEZES", 5), "freezes of the test of frozen replicas")
 
 func envInt(name string, def int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {

@@ -99,7 +99,7 @@ func (g *gathering) retry(s *shard, now clock.Instant, overdue bool) retried {
 	if s.retries >= maxRetries || g.root.cfg.Retry == 0 {
 		return hopeless
 	}
-	next := s.pool.pick(now, retry, s.used(), rand.Uint64())
+	next, _ := s.pool.pick(now, retry, s.used(), rand.Uint64())
 	if next == nil || overdue && next.asked(now) {
 		return hopeless
 	}

@@ -18,12 +18,12 @@ const (
 // maxCandidates is how many replicas of a shard are looked at in one choice.
 const maxCandidates = 16
 
-// pick chooses the replica for a call: the less loaded of two taken by chance, among those that are neither ejected nor used for
-// this request before, and did not push back a moment ago. A replica whose ejection is over gets a single call as a probe. When there is none, one of the others is
-// better than none, but not for a hedge, and not when they are a last resort: then the shard is missing. rnd is a random number.
-func (p *pool) pick(now clock.Instant, why purpose, used []*replica, rnd uint64) *replica {
-	var in, out [maxCandidates]*replica
-	ins, outs := 0, 0
+// pick chooses the replica for a call: the less loaded of two taken by chance, among those that are neither ejected nor suspect nor
+// used for this request before, and did not push back a moment ago. One whose ejection is over, or that is suspect, gets a single call
+// as a probe. When there is none, a suspect one is better than none, and then any of the others; but those not for a hedge, and not
+// when they are a last resort: then the shard is missing. rnd is a random number.
+func (p *pool) pick(now clock.Instant, why purpose, used []*replica, rnd uint64) (r *replica, probe bool) {
+	var in, doubtful, out candidates
 	m := p.members()
 	all := m.replicas
 	first := 0
@@ -35,32 +35,44 @@ func (p *pool) pick(now clock.Instant, why purpose, used []*replica, rnd uint64)
 		if len(used) > 0 && slices.Contains(used, r) {
 			continue
 		}
-		until := clock.Instant(r.outUntil.Load())
-		asked := r.asked(now)
+		until, asked := clock.Instant(r.outUntil.Load()), r.asked(now)
+		doubted := until == 0 && !asked && r.suspect()
 		switch {
-		case why == hedge && asked:
-		case until == 0 && !asked && ins < maxCandidates:
-			in[ins] = r
-			ins++
-		case until != 0 && until <= now && why == primary && r.probing.CompareAndSwap(false, true):
-			return r
+		case why == primary && (doubted || until != 0 && until <= now) && r.probing.CompareAndSwap(false, true):
+			return r, true
+		case doubted:
+			doubtful.add(r)
+		case until == 0 && !asked:
+			in.add(r)
+		case why == hedge:
 		case until != 0 && m.checks != nil: // a last resort that was of no use
-		case outs < maxCandidates:
-			out[outs] = r
-			outs++
+		default:
+			out.add(r)
 		}
 	}
-	candidates := in[:ins]
-	if ins == 0 {
-		if why == hedge {
-			return nil
+	for _, c := range []*candidates{&in, &doubtful, &out} {
+		if c.n > 0 {
+			list := c.of[:c.n]
+			if why == hedge {
+				list = elsewhere(list, used)
+			}
+			return lighter(list, now, rnd), false
 		}
-		candidates = out[:outs]
 	}
-	if why == hedge {
-		candidates = elsewhere(candidates, used)
+	return nil, false
+}
+
+// candidates for one choice: the first of them.
+type candidates struct {
+	of [maxCandidates]*replica
+	n  int
+}
+
+func (c *candidates) add(r *replica) {
+	if c.n < maxCandidates {
+		c.of[c.n] = r
+		c.n++
 	}
-	return lighter(candidates, now, rnd)
 }
 
 // elsewhere keeps the candidates on other nodes than those used, if there are any: replicas of one node are slow together.

@@ -7,6 +7,8 @@ import (
 	"testing/quick"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"retinue/internal/clock"
 )
 
@@ -343,38 +345,92 @@ func TestPick(t *testing.T) {
 	b.inflight.Store(1) // twice the score of c
 	counts := map[*replica]int{}
 	for i := range uint64(3000) {
-		counts[p.pick(now, primary, nil, i*0x9e3779b97f4a7c15)]++
+		got, _ := p.pick(now, primary, nil, i*0x9e3779b97f4a7c15)
+		counts[got]++
 	}
 	if counts[a] != 0 || counts[b] >= counts[c] || counts[b] == 0 {
 		t.Errorf("a (busiest) %d, b %d, c (idle) %d", counts[a], counts[b], counts[c])
 	}
 	for i := range uint64(100) {
-		if got := p.pick(now, hedge, []*replica{a}, i); got != c {
+		if got, _ := p.pick(now, hedge, []*replica{a}, i); got != c {
 			t.Fatalf("a hedge of %s on n1 goes to %s", a.key, got.key)
 		}
 	}
 	c.outUntil.Store(int64(now.Add(time.Second)))
-	if got := p.pick(now, hedge, []*replica{a, b}, 1); got != nil {
+	if got, _ := p.pick(now, hedge, []*replica{a, b}, 1); got != nil {
 		t.Errorf("a hedge goes to an ejected replica")
 	}
-	if got := p.pick(now, retry, []*replica{a, b}, 1); got != c {
+	if got, _ := p.pick(now, retry, []*replica{a, b}, 1); got != c {
 		t.Errorf("a retry does without the ejected replica, although there is no other")
 	}
 	later := now.Add(2 * time.Second)
-	if got := p.pick(later, primary, nil, 1); got != c {
+	if got, probe := p.pick(later, primary, nil, 1); got != c || !probe {
 		t.Errorf("no probe after the ejection")
 	}
-	if got := p.pick(later, primary, nil, 1); got == c {
+	if got, _ := p.pick(later, primary, nil, 1); got == c {
 		t.Errorf("a second probe while one is under way")
 	}
 	b.pushback.Store(int64(later.Add(time.Second)))
 	for i := range uint64(100) {
-		if got := p.pick(later, primary, nil, i); got != a {
+		if got, _ := p.pick(later, primary, nil, i); got != a {
 			t.Fatalf("picked %s, which pushed back or is ejected", got.key)
 		}
 	}
-	if p.pick(later, primary, []*replica{a, b, c}, 1) != nil {
+	if got, _ := p.pick(later, primary, []*replica{a, b, c}, 1); got != nil {
 		t.Error("picked a replica twice")
+	}
+}
+
+// TestPickSuspect: a replica to which a call was lost, and that said nothing since the call began, gets one probe at a time, and what no
+// other can take.
+func TestPickSuspect(t *testing.T) {
+	p := &pool{cfg: ejectConfig()}
+	a, b := &replica{key: "a"}, &replica{key: "b"}
+	p.set([]*replica{a, b})
+	a.heard.Store(int64(at(1)))
+	a.owe(at(0))
+	if a.suspect() {
+		t.Error("suspect, although it answered another call since")
+	}
+	a.owe(at(2))
+	a.owe(at(1))
+	b.inflight.Store(100)
+	if got, probe := p.pick(at(3), primary, nil, 1); got != a || !probe {
+		t.Errorf("picked %s (probe %v), want a probe of the suspect", got.key, probe)
+	}
+	for i := range uint64(100) {
+		for _, why := range []purpose{primary, retry, hedge} {
+			if got, probe := p.pick(at(3), why, nil, i); got != b || probe {
+				t.Fatalf("a %s goes to %s (probe %v) while the suspect is probed, want b", why, got.key, probe)
+			}
+		}
+		if got, _ := p.pick(at(3), hedge, []*replica{b}, i); got != a {
+			t.Fatal("no hedge to a suspect, although there is no other")
+		}
+	}
+	b.outUntil.Store(int64(at(time.Minute)))
+	if got, _ := p.pick(at(3), primary, nil, 1); got != a {
+		t.Error("an ejected replica is preferred to a suspect one")
+	}
+	a.heard.Store(int64(at(3)))
+	if a.suspect() {
+		t.Error("still suspect after an answer")
+	}
+}
+
+func TestLateness(t *testing.T) {
+	var l Lateness
+	const ms = time.Millisecond
+	if got := l.At(at(0)); got != 0 {
+		t.Errorf("late by %s before anything was", got)
+	}
+	for _, step := range []struct{ at, late, want time.Duration }{
+		{0, 8 * ms, 8 * ms}, {time.Second, ms, 7238 * time.Microsecond}, {2 * time.Second, 9 * ms, 9 * ms}, {2*time.Second + lateDecay, -ms, 3310 * time.Microsecond},
+	} {
+		l.Observe(at(step.at), step.late)
+		if got := l.At(at(step.at)); got < step.want-ms/100 || got > step.want+ms/100 {
+			t.Errorf("after %s: %s, want about %s", step.at, got, step.want)
+		}
 	}
 }
 
@@ -416,5 +472,35 @@ func TestSkippedIsNotCoveredByAnError(t *testing.T) {
 		if got := FormatFraction(c.Fraction()); got != want {
 			t.Errorf("failing %v: %s, want %s", failing, got, want)
 		}
+	}
+}
+
+// TestReserveCoversLateness: a root that is late by itself stops waiting for leaves sooner, within bounds.
+func TestReserveCoversLateness(t *testing.T) {
+	s := DefaultSettings()
+	s.Leaf.Static = []string{"0=http://127.0.0.1:1"}
+	for _, c := range []struct {
+		reserve           string
+		late, total, want time.Duration
+	}{
+		{"auto", 0, 100 * time.Millisecond, mergeMargin},
+		{"auto", 4 * time.Millisecond, 100 * time.Millisecond, mergeMargin + 4*time.Millisecond},
+		{"auto", time.Second, 100 * time.Millisecond, mergeMargin + 10*time.Millisecond},
+		{"7ms", time.Second, 100 * time.Millisecond, 7 * time.Millisecond},
+	} {
+		s.Merge.Reserve = c.reserve
+		cfg, err := s.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := New(cfg, clock.Boot(), hclog.NewNullLogger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.late.Observe(root.clock.Now(), c.late)
+		if got := root.reserve(c.total); got > c.want || got < c.want-time.Millisecond/10 { // it is being forgotten already
+			t.Errorf("%s, late by %s: %s of %s for the merge, want %s", c.reserve, c.late, got, c.total, c.want)
+		}
+		root.Close()
 	}
 }

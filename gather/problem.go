@@ -3,6 +3,7 @@ package gather
 import (
 	"encoding/json"
 	"net/http"
+	"strconv"
 )
 
 // statusClientGone is written for a client that went away: nobody reads it, the log and the metrics do.
@@ -35,10 +36,15 @@ func writeProblem(w http.ResponseWriter, p Problem) {
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Cache-Control", "no-store")
-	h.Del("Content-Length")
 	if p.Cause == "overloaded" || p.Cause == "not_ready" {
 		h.Set("Retry-After", "1")
 	}
+	body, err := json.Marshal(p)
+	if err != nil { // no field can be the reason
+		body = []byte("{}")
+	}
+	body = append(body, '\n')
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(p.Status)
-	json.NewEncoder(w).Encode(p)
+	w.Write(body)
 }

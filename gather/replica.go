@@ -24,6 +24,7 @@ type replica struct {
 	latency  atomic.Uint64 // EWMA in nanoseconds, as float bits
 	measured atomic.Int64  // when, as clock.Instant
 	heard    atomic.Int64  // when it answered last, whatever it said, as clock.Instant
+	owes     atomic.Int64  // when the last call began that it was too slow for, as clock.Instant
 	outUntil atomic.Int64  // ejected until; 0: it is not
 	probing  atomic.Bool
 	pushback atomic.Int64 // wants no hedges until
@@ -69,6 +70,20 @@ func (r *replica) score(now clock.Instant) float64 {
 // silent says for how long it has answered nothing at all.
 func (r *replica) silent(now clock.Instant) time.Duration {
 	return now.Sub(clock.Instant(r.heard.Load()))
+}
+
+// suspect says that a call was lost to it, and that it has answered nobody since that call began. It may be frozen, or just slow with
+// this one: the next call tells.
+func (r *replica) suspect() bool { return r.owes.Load() > r.heard.Load() }
+
+// owe notes a call that began then, and was lost.
+func (r *replica) owe(began clock.Instant) {
+	for {
+		old := r.owes.Load()
+		if old >= int64(began) || r.owes.CompareAndSwap(old, int64(began)) {
+			return
+		}
+	}
 }
 
 // asked says that it asked to be left alone.

@@ -48,8 +48,8 @@ const reportHead = `# Scatter/gather: long runs
 Written by the tests themselves, in gather/:
 
 ` + "```sh" + `
-RETINUE_GATHER_REPORT=$PWD/../docs/reports/scatter-gather-runs.md RETINUE_GATHER_REQUESTS=100000 RETINUE_GATHER_LEAK_REQUESTS=1000000 \
-  nice -n 19 go test -count=1 -timeout 3h -run '^(TestModel|TestNothingLeaks)$' .
+RETINUE_GATHER_REPORT=$PWD/../docs/reports/scatter-gather-runs.md RETINUE_GATHER_REQUESTS=100000 RETINUE_GATHER_SEED=20261129 RETINUE_GATHER_LEAK_REQUESTS=1000000 RETINUE_GATHER_FREEZES=200 \
+  go test -count=1 -timeout 3h -run '^(TestModel|TestNothingLeaks|TestFrozenReplicaIsFoundOutSoon)$' .
 ` + "```" + `
 `
 

@@ -28,6 +28,7 @@ type Root struct {
 	timelines *timelines
 	mergeTime *Quantile
 	total     *Quantile // of whole requests
+	late      Lateness
 	forwarded []string
 	all       []int // shards
 
@@ -127,11 +128,15 @@ func (root *Root) blame(p *pool, r *replica, now clock.Instant) {
 	}
 }
 
-// reserve is what the merge gets of a deadline.
+// reserve is what the merge gets of a deadline: what it takes, and what the root is late by itself, within bounds.
 func (root *Root) reserve(total time.Duration) time.Duration {
 	if root.cfg.Reserve > 0 {
 		return root.cfg.Reserve
 	}
+	return root.mergeReserve(total) + min(root.late.At(root.clock.Now()), latest(total))
+}
+
+func (root *Root) mergeReserve(total time.Duration) time.Duration {
 	if d, ok := root.mergeTime.At(0.99); ok {
 		return d + mergeMargin
 	}

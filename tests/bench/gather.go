@@ -43,7 +43,7 @@ func (o options) amounts() amounts {
 		return amounts{leaves: []int{1, 10, 100}, requests: map[int]int{1: 200, 10: 200, 100: 100}, limit: 20 * time.Second, tail: 200, tailSize: 100, tree: 30, freezes: 1, flows: time.Second, frozen: 2 * time.Second,
 			cut: 100, clients: 64, flood: 3 * time.Second}
 	}
-	return amounts{leaves: []int{1, 10, 100, 1000}, requests: map[int]int{1: 3000, 10: 3000, 100: 1500, 1000: 150}, limit: 60 * time.Second, tail: 1600, tailSize: 100, trees: true, tree: 200, freezes: 5, flows: 2 * time.Second, frozen: 3 * time.Second,
+	return amounts{leaves: []int{1, 10, 100, 1000}, requests: map[int]int{1: 3000, 10: 3000, 100: 1500, 1000: 150}, limit: 60 * time.Second, tail: 1600, tailSize: 100, trees: true, tree: 200, freezes: 20, flows: time.Second, frozen: 3 * time.Second,
 		cut: 1000, clients: 256, flood: 8 * time.Second}
 }
 

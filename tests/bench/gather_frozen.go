@@ -17,12 +17,11 @@ const (
 	frozenDeadline = "2s"
 )
 
-// episode is one freeze as one contender went through it.
+// episode is one freeze as one contender went through it, or a control without one.
 type episode struct {
-	base     time.Duration // p99 before
-	back     time.Duration // after which the p99 was within twice that again
-	recover  bool          // it was, before the node went on
-	worst    time.Duration
+	before   []time.Duration
+	during   []shot        // sent while the node was frozen
+	froze    time.Duration // when it did
 	failed   int
 	requests int
 	config   string // of the contender
@@ -31,76 +30,100 @@ type episode struct {
 // gatherFrozen stops one of two nodes with SIGSTOP, while requests come at a steady rate.
 func (r *rig) gatherFrozen(ctx context.Context, a amounts, report *Report) error {
 	names := []string{rootName, "hedgedhttp", "failsafe-go", "bare"}
-	all := map[string][]episode{}
+	all, controls := map[string][]episode{}, []episode{}
 	for i := range a.freezes {
 		for _, name := range names {
 			if name != rootName && i > 1 { // what the others do is clear by then
 				continue
 			}
-			e, err := r.freeze(ctx, fmt.Sprintf("z%d-%s", i, strings.Fields(name)[0]), name, a)
+			e, err := r.freeze(ctx, fmt.Sprintf("z%d-%s", i, strings.Fields(name)[0]), name, a, true)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			r.say("  %s: p99 %s, back %s (%v) after, worst %s, %d of %d failed", name, human(e.base), human(e.back), e.recover, human(e.worst), e.failed, e.requests)
 			all[name] = append(all[name], e)
+		}
+		if i%2 == 0 {
+			e, err := r.freeze(ctx, fmt.Sprintf("z%d-control", i), rootName, a, false)
+			if err != nil {
+				return fmt.Errorf("without a freeze: %w", err)
+			}
+			controls = append(controls, e)
 		}
 	}
 	table := Table{Title: "A frozen node: SIGSTOP to every second replica", Explain: fmt.Sprintf("%d leaves with a replica on each of two nodes, %d requests a second whatever becomes of them, each with a deadline of %s; "+
-		"after %v one node is frozen for %v. *Back* is when the p99 of what was sent from then on is within twice that of before the freeze. Each episode is with new processes.",
+		"after %v one node is frozen for %v. *Back* is when the p99 of all that was sent from then on, as long as the node was frozen, is within twice the p99 before; that one is of all episodes of the contender together, as one "+
+		"episode has too few requests for it. Each episode is with new processes. In the row without a freeze nothing is stopped: it shows what this machine does to the same figures by itself.",
 		frozenLeaves, frozenRate, frozenDeadline, a.flows, a.frozen),
-		Head: []string{"contender", "settings", "episodes", "requests", "p99 before", "back: median", "back: latest", "slowest", "failed"}}
-	for _, name := range names {
-		s := sumEpisodes(all[name])
-		table.Rows = append(table.Rows, s.row(name))
-		report.Figures = append(report.Figures, Figure{Part: "frozen", Contender: name, Leaves: frozenLeaves, Took: s.back, Failures: s.failed,
+		Head: []string{"contender", "settings", "episodes", "requests", "p99 before", "back: median", "back: p90", "back: latest", "slowest", "failed"}}
+	add := func(name, config string, s frozenSum) {
+		table.Rows = append(table.Rows, s.row(name, config))
+		report.Figures = append(report.Figures, Figure{Part: "frozen", Contender: name, Config: config, Leaves: frozenLeaves, Took: s.back, Failures: s.failed,
 			Values: map[string]float64{"never_back": float64(s.never), "requests": float64(s.requests), "worst_ns": float64(s.worst), "p99_before_ns": float64(s.base)}})
+		r.say("  %s, %s: p99 %s, back median %s, latest %s, never %d of %d, worst %s, %d of %d failed", name, config, human(s.base), human(s.back.P50), human(s.back.Max), s.never, s.back.N+s.never, human(s.worst), s.failed, s.requests)
+	}
+	ours, calm := sumEpisodes(all[rootName]), sumEpisodes(controls)
+	for _, name := range names {
+		add(name, all[name][0].config, sumEpisodes(all[name]))
+		if name == rootName {
+			add(name, "the same, without a freeze", calm)
+		}
 	}
 	report.Tables = append(report.Tables, table)
-	ours := sumEpisodes(all[rootName])
 	report.Targets = append(report.Targets, Target{What: "a frozen node: p99 back within twice its value, failed requests", Want: "≤ 1 s, 0 failed",
-		Measured: fmt.Sprintf("latest %s, median %s, %d of %d failed (%d freezes, %d without a return)", human(ours.back.Max), human(ours.back.P50), ours.failed, ours.requests, ours.back.N+ours.never, ours.never),
-		Met:      ours.never == 0 && ours.back.N > 0 && ours.back.Max <= time.Second && ours.failed == 0})
+		Measured: fmt.Sprintf("latest %s, median %s, slowest request %s, %d of %d failed (%d freezes, %d without a return; without a freeze latest %s, %d of %d without)", human(ours.back.Max), human(ours.back.P50), human(ours.worst),
+			ours.failed, ours.requests, ours.back.N+ours.never, ours.never, human(calm.back.Max), calm.never, calm.back.N+calm.never),
+		Met: ours.never == 0 && ours.back.N > 0 && ours.back.Max <= time.Second && ours.failed == 0})
 	return nil
 }
 
 // frozenSum is all episodes of a contender.
 type frozenSum struct {
 	back                    Summary
+	p90                     time.Duration
 	never, failed, requests int
 	worst, base             time.Duration
-	config                  string
 }
 
 func sumEpisodes(all []episode) (s frozenSum) {
-	var back, base []time.Duration
+	var back, before []time.Duration
 	for _, e := range all {
-		if e.recover {
-			back = append(back, e.back)
+		before = append(before, e.before...)
+	}
+	if len(before) > 0 {
+		slices.Sort(before)
+		s.base = percentile(before, 99)
+	}
+	for _, e := range all {
+		if after, ok := backWithin(e.during, e.froze, 2*s.base); ok {
+			back = append(back, after)
 		} else {
 			s.never++
 		}
-		s.failed, s.config = s.failed+e.failed, e.config
-		s.requests += e.requests
-		s.worst = max(s.worst, e.worst)
-		base = append(base, e.base)
+		s.failed, s.requests = s.failed+e.failed, s.requests+e.requests
+		for _, shot := range e.during {
+			s.worst = max(s.worst, shot.took)
+		}
 	}
-	s.back, s.base = summarize(back), summarize(base).P50
+	if s.back = summarize(back); len(back) > 0 {
+		slices.Sort(back)
+		s.p90 = percentile(back, 90)
+	}
 	return s
 }
 
-func (s frozenSum) row(name string) []string {
-	median, latest := human(s.back.P50), human(s.back.Max)
-	if s.back.N == 0 {
-		median = "never"
-	}
+func (s frozenSum) row(name, config string) []string {
+	median, p90, latest := human(s.back.P50), human(s.p90), human(s.back.Max)
 	if s.never > 0 {
-		latest = "never"
+		latest = fmt.Sprintf("never in %d", s.never)
 	}
-	return []string{name, s.config, fmt.Sprint(s.back.N + s.never), fmt.Sprint(s.requests), human(s.base), median, latest, human(s.worst), fmt.Sprint(s.failed)}
+	if s.back.N == 0 {
+		median, p90 = "never", "never"
+	}
+	return []string{name, config, fmt.Sprint(s.back.N + s.never), fmt.Sprint(s.requests), human(s.base), median, p90, latest, human(s.worst), fmt.Sprint(s.failed)}
 }
 
-// freeze is one episode.
-func (r *rig) freeze(ctx context.Context, id, name string, a amounts) (e episode, err error) {
+// freeze is one episode; a control when nothing is stopped.
+func (r *rig) freeze(ctx context.Context, id, name string, a amounts, really bool) (e episode, err error) {
 	fleet, err := r.leaves(ctx, id, frozenLeaves, 2)
 	if err != nil {
 		return e, err
@@ -126,6 +149,11 @@ func (r *rig) freeze(ctx context.Context, id, name string, a amounts) (e episode
 			return
 		}
 		froze = time.Since(began)
+		if !really {
+			thawed = froze + a.frozen
+			stop <- nil
+			return
+		}
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			stop <- err
 			return
@@ -156,30 +184,21 @@ func (r *rig) startFor(ctx context.Context, id, name string, shards [][]string) 
 	}
 }
 
-// judgeFreeze sums up what happened to requests sent around a freeze.
+// judgeFreeze sorts what happened to requests sent around a freeze.
 func judgeFreeze(shots []shot, froze, thawed time.Duration) (e episode) {
-	var before []time.Duration
-	var during []shot
+	e.froze, e.requests = froze, len(shots)
 	for _, s := range shots {
 		switch {
 		case s.sent < froze && s.sent+s.took < froze:
-			before = append(before, s.took)
+			e.before = append(e.before, s.took)
 		case s.sent < thawed:
-			during = append(during, s)
-			e.worst = max(e.worst, s.took)
+			e.during = append(e.during, s)
 		}
 		if !s.ok {
 			e.failed++
 		}
 	}
-	e.requests = len(shots)
-	if len(before) == 0 || len(during) == 0 {
-		return e
-	}
-	slices.Sort(before)
-	e.base = percentile(before, 99)
-	slices.SortFunc(during, func(a, b shot) int { return int(a.sent - b.sent) })
-	e.back, e.recover = backWithin(during, froze, 2*e.base)
+	slices.SortFunc(e.during, func(a, b shot) int { return int(a.sent - b.sent) })
 	return e
 }
 

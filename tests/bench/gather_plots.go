@@ -17,10 +17,10 @@ func plotGather(report *Report) {
 	}
 	one, without, with := report.tails[0], unhedged(report.tails), hedgedRoot(report.tails)
 	n := with.leaves
-	report.Plots = append(report.Plots, Plot{"gather-tail.svg", exceedance("A request is as slow as its slowest leaf", fmt.Sprintf("Share of requests slower than …; 1 %% of leaf calls take %s longer; %s", human(slowAdd), where), []curve{
+	report.Plots = append(report.Plots, Plot{"gather-tail.svg", exceedance("A request is as slow as its slowest leaf", fmt.Sprintf("Share of requests slower than …; 1 %% of leaf calls take %s longer in the mean; %s", human(slowAdd), where), []curve{
 		{"one leaf", one.front.took()}, {fmt.Sprintf("%d leaves", n), without.front.took()}, {fmt.Sprintf("%d leaves, hedged", n), with.front.took()}})})
-	words := fmt.Sprintf("Measured here, with 1 %% of leaf calls slower by %s (n=%d; %s): one leaf takes %s in the median and %s at the p99. A request to %d leaves without hedging takes %s in the median, "+
-		"p99 %s. Hedged, as the root comes, it takes %s, p90 %s, p99 %s, for %.1f %% more calls. In %.1f %% of the requests both replicas of some leaf were slow, which no second copy helps; the p99 of the others is %s.",
+	words := fmt.Sprintf("Measured here, with 1 %% of leaf calls slower by %s in the mean, 50 ms at least (n=%d; %s): one leaf takes %s in the median and %s at the p99. A request to %d leaves without hedging takes %s in the median, "+
+		"p99 %s. Hedged, as the root comes, it takes %s, p90 %s, p99 %s, for %.1f %% more calls. In %.1f %% of the requests both replicas of some leaf were slow, which no second copy makes fast; the p99 of the others is %s.",
 		human(slowAdd), with.took.N, where, human(one.took.P50), human(one.took.P99), n, human(without.took.P50), human(without.took.P99),
 		human(with.took.P50), human(with.p90), human(with.took.P99), with.extra*100, 100*float64(with.hopeless)/float64(max(1, with.took.N)), human(with.hopeful))
 	report.Quotes = append(report.Quotes, Quote{"gather/README.md", "gather-tail", words + "\n"})

@@ -36,31 +36,43 @@ func TestJudgeFreeze(t *testing.T) {
 			return 2 * milli
 		})
 	}
-	e := judgeFreeze(slowUntil(froze+500*milli), froze, thawed)
+	sum := func(all ...[]shot) frozenSum {
+		var episodes []episode
+		for _, shots := range all {
+			episodes = append(episodes, judgeFreeze(shots, froze, thawed))
+		}
+		return sumEpisodes(episodes)
+	}
+	e := sum(slowUntil(froze + 500*milli))
 	// One of a hundred may be slow: two of the 250 that follow.
-	if !e.recover || e.back < 470*milli || e.back > 500*milli || e.base != 2*milli || e.worst != 30*milli || e.failed != 0 || e.requests != 550 {
+	if e.never != 0 || e.back.Max < 470*milli || e.back.Max > 500*milli || e.base != 2*milli || e.worst != 30*milli || e.failed != 0 || e.requests != 550 {
 		t.Errorf("slow for half a second: %+v", e)
 	}
-	if e := judgeFreeze(slowUntil(froze), froze, thawed); !e.recover || e.back != 0 {
+	if e := sum(slowUntil(froze)); e.never != 0 || e.back.N != 1 || e.back.Max != 0 {
 		t.Errorf("never slow: %+v", e)
 	}
-	if e := judgeFreeze(slowUntil(thawed), froze, thawed); e.recover {
+	if e := sum(slowUntil(thawed)); e.never != 1 {
 		t.Errorf("slow to the end: %+v", e)
 	}
 	failing := slowUntil(froze)
 	failing[250].ok, failing[251].ok = false, false
-	if e := judgeFreeze(failing, froze, thawed); e.failed != 2 {
+	if e := sum(failing); e.failed != 2 {
 		t.Errorf("two failed: %+v", e)
 	}
-	if e := judgeFreeze(nil, froze, thawed); e.recover {
+	if e := sum(nil); e.never != 1 {
 		t.Errorf("nothing: %+v", e)
 	}
-	s := sumEpisodes([]episode{{back: 10 * milli, recover: true, failed: 1, requests: 5, worst: 3}, {requests: 5, worst: 9}})
-	if s.never != 1 || s.back.N != 1 || s.failed != 1 || s.requests != 10 || s.worst != 9 {
+	s := sum(slowUntil(froze+500*milli), slowUntil(froze), slowUntil(thawed))
+	if s.never != 1 || s.back.N != 2 || s.requests != 1650 || s.worst != 30*milli {
 		t.Errorf("sum %+v", s)
 	}
-	if row := s.row("x"); row[6] != "never" || row[5] != "10.0 ms" {
+	if row := s.row("x", "y"); row[7] != "never in 1" || row[5] == "never" {
 		t.Errorf("row %q", row)
+	}
+	// What is normal is known from all episodes together: a quiet one does not make a normal one slow.
+	quiet := steady(550, func(time.Duration) time.Duration { return milli / 2 })
+	if e := sum(quiet, slowUntil(froze)); e.never != 0 || e.base != 2*milli {
+		t.Errorf("a quiet one beside a normal one: %+v", e)
 	}
 }
 
@@ -84,7 +96,7 @@ func TestTailOf(t *testing.T) {
 	hopeless := 0
 	for n := range uint64(1000) {
 		took := 5 * milli
-		if slowScript(f, n).Hopeless(100) {
+		if slownesses[0].script(f, n).Hopeless(100) {
 			hopeless, took = hopeless+1, 100*milli
 		}
 		f.shots = append(f.shots, shot{n: n, took: took, ok: true})
@@ -246,11 +258,11 @@ func TestScatterGatherSmoke(t *testing.T) {
 	}
 	for _, f := range report.Figures {
 		// The others have deadlines, which a busy machine does not keep.
-		if slices.Contains([]string{"leaves", "tail", "trees"}, f.Part) && (f.Took.N == 0 || f.Failures > 0) {
+		if slices.Contains([]string{"leaves", "tail", "tail-fixed", "trees"}, f.Part) && (f.Took.N == 0 || f.Failures > 0) {
 			t.Errorf("not measured, or failed: %+v", f)
 		}
 	}
-	if len(report.Targets) != 8 || len(report.Plots) != 2 || len(report.Tables) != 4 || len(report.Facts) != 3 {
+	if len(report.Targets) != 8 || len(report.Plots) != 2 || len(report.Tables) != 5 || len(report.Facts) != 3 {
 		t.Errorf("%d targets, %d plots, %d tables, %d facts", len(report.Targets), len(report.Plots), len(report.Tables), len(report.Facts))
 	}
 	var out bytes.Buffer

@@ -9,7 +9,8 @@
 // It promises that the contenders take turns, so that the machine's noise hits
 // them alike; that every process it starts is gone when it ends, also when it
 // is killed; and that its time is bounded: -quick below three minutes a section,
-// the full run below twelve for leader election and ten for each of the others.
+// the full run below twelve for leader election, thirteen for scatter/gather
+// and ten for each of the others.
 package main
 
 import (

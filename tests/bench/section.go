@@ -36,7 +36,7 @@ func sections() []section {
 		{name: "leader-election", title: "Leader election", setup: electionSetup, factsOf: electionFacts, factsHead: "retinue elector",
 			parts: []string{"rounds", "expiry", "scale", "local"}, limit: 12 * time.Minute, quick: 2 * time.Minute, measure: (*rig).leaderElection},
 		{name: "scatter-gather", title: "Scatter/gather", setup: gatherSetup, factsOf: "Ends that are not answers, and memory", factsHead: "retinue gather",
-			parts: gatherParts(), limit: 10 * time.Minute, quick: 2 * time.Minute, measure: (*rig).scatterGather},
+			parts: gatherParts(), limit: 13 * time.Minute, quick: 2 * time.Minute, measure: (*rig).scatterGather},
 		{name: "work-queue", title: "Work queue", factsOf: "Memory", factsHead: "retinue coordinator",
 			parts: queueParts(), limit: 10 * time.Minute, quick: 3 * time.Minute, measure: (*rig).workQueue},
 		{name: "lifecycle", title: "Lifecycle: the task driver", setup: lifecycleSetup,

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -351,12 +352,21 @@ type slowLeaf struct {
 	*httptest.Server
 	waiting chan struct{} // one for each request that came
 	gone    chan struct{} // one for each that was given up
+	release chan struct{} // has one that holds be answered
 }
 
 func startSlowLeaf(t *testing.T) *slowLeaf {
-	l := &slowLeaf{waiting: make(chan struct{}, 16), gone: make(chan struct{}, 16)}
+	l := &slowLeaf{waiting: make(chan struct{}, 16), gone: make(chan struct{}, 16), release: make(chan struct{})}
 	l.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("q") != "wait" {
+		q := r.URL.Query().Get("q")
+		if q == "hold" {
+			l.waiting <- struct{}{}
+			select {
+			case <-l.release:
+			case <-r.Context().Done():
+			}
+		}
+		if q != "wait" {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, `{"hits":[{"id":"a","score":1}]}`)
 			return
@@ -380,8 +390,18 @@ func within(t *testing.T, what string, c <-chan struct{}) {
 
 func startRoot(t *testing.T, args ...string) (*harness.Process, *search) {
 	t.Helper()
+	return startRootBy(t, nil, args...)
+}
+
+// noDisk runs a program for which every byte written to a file is one too many: Go ends with SIGXFSZ then.
+var noDisk = []string{"sh", "-c", `ulimit -f 0 && exec "$0" "$@" 2>/dev/null`}
+
+// startRootBy starts a root by way of another program.
+func startRootBy(t *testing.T, by []string, args ...string) (*harness.Process, *search) {
+	t.Helper()
 	listen := "127.0.0.1:" + freePort(t)
-	p := harness.Start(t, harness.Spec{Name: "root", Path: harness.RetinueBinary(t), Args: append([]string{"gather", "--listen", listen, "--admin", "unix://" + filepath.Join(harness.Dir(t, "root"), "gather.sock")}, args...)})
+	line := append(append(slices.Clone(by), harness.RetinueBinary(t), "gather", "--listen", listen, "--admin", "unix://"+filepath.Join(harness.Dir(t, "root"), "gather.sock")), args...)
+	p := harness.Start(t, harness.Spec{Name: "root", Path: line[0], Args: line[1:]})
 	s := &search{t: t, root: listen, Job: &harness.Job{ID: "faults"}}
 	harness.Eventually(t, 20*time.Second, "the root is ready", func(ctx context.Context) error {
 		ready, said, err := readiness(ctx, listen)
@@ -393,7 +413,7 @@ func startRoot(t *testing.T, args ...string) (*harness.Process, *search) {
 	return p, s
 }
 
-// What leaves see of a root that is killed, and clients of one that stood still beyond a deadline.
+// What leaves see of a root that is killed, and clients of one that stood still beyond a deadline, or was told to end.
 func TestRequestsUnderWay(t *testing.T) {
 	leaf := startSlowLeaf(t)
 	root, s := startRoot(t, "--leaf", "0="+leaf.URL, "--deadline", "2s")
@@ -419,9 +439,30 @@ func TestRequestsUnderWay(t *testing.T) {
 	if a := <-got; strings.HasPrefix(a, "200") {
 		t.Errorf("a client of the killed root: %s", a)
 	}
-	_, other := startRoot(t, "--leaf", "0="+leaf.URL)
+	next, other := startRootBy(t, noDisk, "--leaf", "0="+leaf.URL, "--deadline", "20s", "--deadline-max", "20s")
 	if a := other.ask("x"); a.status != http.StatusOK {
-		t.Errorf("another root: %d %s", a.status, a.body)
+		t.Errorf("another root, without a disk: %d %s", a.status, a.body)
+	}
+	go func() {
+		a, err := other.try(context.WithoutCancel(t.Context()), "hold")
+		got <- fmt.Sprintf("%d %v %s", a.status, err, a.body)
+	}()
+	within(t, "the leaf is asked", leaf.waiting)
+	next.Signal(syscall.SIGTERM)
+	harness.Eventually(t, 10*time.Second, "the root takes no new connections", func(context.Context) error {
+		c, err := net.Dial("tcp", other.root)
+		if err != nil {
+			return nil
+		}
+		c.Close()
+		return fmt.Errorf("it does")
+	})
+	leaf.release <- struct{}{}
+	if a := <-got; !strings.HasPrefix(a, "200 <nil>") {
+		t.Errorf("what was under way when the root was told to end: %s", a)
+	}
+	if err := next.WaitExit(10 * time.Second); err != nil {
+		t.Errorf("the root ended with %v", err)
 	}
 }
 

@@ -112,8 +112,8 @@ func (l *leaf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.Hang > 0 {
 		l.hang(r, s)
 	}
-	if s.IsSlow(l.shard, l.node.replica) {
-		wait(r, s.Add)
+	if d := s.SlowBy(l.shard, l.node.replica); d > 0 {
+		wait(r, d)
 	}
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	if s.Size > 0 {

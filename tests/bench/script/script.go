@@ -9,6 +9,7 @@ package script
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"strconv"
@@ -37,6 +38,7 @@ type Script struct {
 	Seed  uint64        // of the slow calls
 	Slow  float64       // share of calls that are slow
 	Add   time.Duration // what a slow one takes longer
+	Vary  bool          // Add is the mean: a half of it, and what is exponentially distributed with the other half as its mean
 	Hang  time.Duration // how long every call takes, unless it is cancelled
 	Size  int           // of the answer; 0: Body
 }
@@ -63,6 +65,7 @@ func (s Script) Query() string {
 	set("seed", strconv.FormatUint(s.Seed, 10), s.Slow > 0)
 	set("slow", strconv.FormatFloat(s.Slow, 'g', -1, 64), s.Slow > 0)
 	set("add", s.Add.String(), s.Slow > 0)
+	set("vary", strconv.FormatBool(s.Vary), s.Slow > 0 && s.Vary)
 	set("hang", s.Hang.String(), s.Hang > 0)
 	set("size", strconv.Itoa(s.Size), s.Size > 0)
 	return "?" + v.Encode()
@@ -90,6 +93,8 @@ func Parse(query string) (s Script, err error) {
 			s.Slow, err = strconv.ParseFloat(value, 64)
 		case "add":
 			s.Add, err = time.ParseDuration(value)
+		case "vary":
+			s.Vary, err = strconv.ParseBool(value)
 		case "hang":
 			s.Hang, err = time.ParseDuration(value)
 		case "size":
@@ -109,15 +114,31 @@ func Parse(query string) (s Script, err error) {
 
 // IsSlow says whether the call of this request to a replica of a shard is a slow one.
 func (s Script) IsSlow(shard, replica int) bool {
-	if s.Slow <= 0 {
-		return false
+	return s.Slow > 0 && share(s.draw(shard, replica)) < s.Slow
+}
+
+// SlowBy is what the call takes longer; 0 unless it is a slow one.
+func (s Script) SlowBy(shard, replica int) time.Duration {
+	switch {
+	case !s.IsSlow(shard, replica):
+		return 0
+	case s.Vary:
+		return s.Add/2 - time.Duration(float64(s.Add/2)*math.Log(1-share(mix(^s.draw(shard, replica)))))
 	}
+	return s.Add
+}
+
+// draw is the number of chance of one call.
+func (s Script) draw(shard, replica int) uint64 {
 	h := mix(s.Seed)
 	for _, x := range []uint64{s.N, uint64(shard), uint64(replica)} {
 		h = mix(h ^ x)
 	}
-	return float64(h>>11)/(1<<53) < s.Slow
+	return h
 }
+
+// share is a number of chance between 0 and 1.
+func share(h uint64) float64 { return float64(h>>11) / (1 << 53) }
 
 // Hopeless says whether both replicas of some shard are slow for this request: no choice among two can make it fast.
 func (s Script) Hopeless(shards int) bool {

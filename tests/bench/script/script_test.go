@@ -14,6 +14,7 @@ func TestQueryIsReadBack(t *testing.T) {
 		{},
 		{N: 7},
 		{N: 1 << 60, Label: 3, Seed: 9, Slow: 0.01, Add: 100 * time.Millisecond},
+		{N: 8, Slow: 0.5, Add: time.Second, Vary: true},
 		{N: 2, Hang: 2 * time.Second},
 		{N: 3, Size: 262144},
 	} {
@@ -60,6 +61,38 @@ func TestSlowCalls(t *testing.T) {
 	}
 	if (Script{Seed: 1}).IsSlow(0, 0) {
 		t.Error("a call is slow without a share of slow ones")
+	}
+}
+
+// What slow calls take longer is as long as was asked for, or in the mean: then the half of it at least, and one in 7.4 more than twice
+// that half on top (the square of e).
+func TestSlowBy(t *testing.T) {
+	t.Parallel()
+	const calls = 200000
+	var sum time.Duration
+	most := 0.0
+	for n := range uint64(calls) {
+		s := Script{N: n, Seed: 1, Slow: 1, Add: 100 * time.Millisecond}
+		if got := s.SlowBy(3, 1); got != s.Add {
+			t.Fatalf("slow by %s, want %s", got, s.Add)
+		}
+		s.Vary = true
+		got := s.SlowBy(3, 1)
+		if sum += got; got < 50*time.Millisecond {
+			t.Fatalf("slow by %s, want 50 ms at least", got)
+		}
+		if got > 150*time.Millisecond {
+			most++
+		}
+	}
+	if mean := sum / calls; mean < 99*time.Millisecond || mean > 101*time.Millisecond {
+		t.Errorf("slow by %s in the mean, want 100 ms", mean)
+	}
+	if want := calls * math.Exp(-2); math.Abs(most-want) > 4*math.Sqrt(want) {
+		t.Errorf("%v of %d above 150 ms, want some %.0f", most, calls, want)
+	}
+	if got := (Script{Add: time.Second, Vary: true}).SlowBy(0, 0); got != 0 {
+		t.Errorf("a call that is not slow is slow by %s", got)
 	}
 }
 
