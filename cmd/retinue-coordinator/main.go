@@ -16,13 +16,15 @@ import (
 func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 func newCmd() *cobra.Command {
-	cmd := command.New(command.Brokers{Schemes: every.Schemes, Open: every.Open})
+	brokers := command.Brokers{Schemes: every.Schemes, Open: every.Open}
+	cmd := command.New(brokers)
 	cmd.Use = "retinue-coordinator [flags] [-- COMMAND [ARG...]]"
 	cmd.Short = "retinue coordinator, with every broker: Kafka and SQS too"
 	cmd.Example = `  retinue-coordinator --queue thumbs --broker kafka://127.0.0.1:9092 --done /shared/done --work /tmp/wq -- ./thumbnail
   retinue-coordinator --queue thumbs --broker sqs://us-east-1 --mode http --url http://127.0.0.1:9000/ --commit none
-  retinue-coordinator --config queue.hcl`
-	cmd.Long += "\n\nAll flags, and their environment twins, are those of `retinue coordinator`; this\nprogram is larger by the libraries of Kafka and SQS. `worker` is `retinue worker`,\nfor the copies that --install makes."
-	cmd.AddCommand(command.NewWorker())
+  retinue-coordinator --config queue.hcl
+  retinue-coordinator scaler --queue thumbs --broker kafka://127.0.0.1:9092 --job thumbs --max 50`
+	cmd.Long += "\n\nAll flags, and their environment twins, are those of `retinue coordinator`; this\nprogram is larger by the libraries of Kafka and SQS. `worker` is `retinue worker`,\nfor the copies that --install makes, and `scaler` is `retinue scaler`."
+	cmd.AddCommand(command.NewWorker(), command.NewScaler(brokers))
 	return cmd
 }
