@@ -182,6 +182,13 @@ func (p *play) nodeLoss(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// What is promised needs another replica of every shard: Consul may have taken out the one that was frozen until its next check.
+	if _, err := p.passing(ctx, Job+"-leaf", shards*replicas); err != nil {
+		return err
+	}
+	if err := pause(ctx, settle); err != nil { // the roots hear of it, too
+		return err
+	}
 	p.Timeline.Event("loss of %s with %d of %d leaves", node, count, shards*replicas)
 	from := time.Now()
 	p.lost = node
