@@ -185,7 +185,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	if c, err = coordinator.New(cfg, coordinator.Parts{Open: open, Point: point, Worker: w, Clock: clock.Boot(), Log: log}); err != nil {
+	if c, err = coordinator.New(cfg, coordinator.Parts{Open: open, Point: point, Worker: w, Clock: clock.Recent(), Log: log}); err != nil {
 		return errors.Join(err, w.Close())
 	}
 	listeners, err := openListeners(s.Listen, f.mode, log)

@@ -28,6 +28,21 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+// The clock that asks the kernel rarely shows what the kernel says, and never goes back.
+func TestRecent(t *testing.T) {
+	r := Recent()
+	var last Instant
+	for range 200000 {
+		before := Boot().Now()
+		now := r.Now()
+		after := Boot().Now()
+		if slack := 50 * time.Microsecond; now < before.Add(-slack) || now > after.Add(slack) || now < last.Add(-slack) {
+			t.Fatalf("%d, and the kernel said %d before and %d after; the one before was %d", now, before, after, last)
+		}
+		last = now
+	}
+}
+
 func TestInstants(t *testing.T) {
 	i := Instant(time.Hour)
 	if i.Add(time.Second).Sub(i) != time.Second || i.Add(-time.Second).Sub(i) != -time.Second {

@@ -28,7 +28,7 @@ type entry[T any] struct {
 
 // New returns an empty ledger.
 func New[T any](lease time.Duration) *Ledger[T] {
-	return &Ledger[T]{lease: lease, clock: clock.Boot(), held: map[*source.Message]*entry[T]{}}
+	return &Ledger[T]{lease: lease, clock: clock.Recent(), held: map[*source.Message]*entry[T]{}}
 }
 
 // Now is the time to measure a request's lease from: call it before the request is sent.
