@@ -189,10 +189,10 @@ func BenchmarkHTTP(b *testing.B) {
 		})
 	})
 	b.Run("coordinator", func(b *testing.B) {
-		runCoordinator(b, newList(b.N, body), 1, nil, worker.NewHTTP(upperServer(b).URL, benchSlots))
+		runCoordinator(b, newList(b.N, body), 1, nil, worker.NewHTTP(upperServer(b).URL))
 	})
 	b.Run("coordinator+journal", func(b *testing.B) {
-		runCoordinator(b, newList(b.N, body), 1, commit.Journal{KV: &memoryKV{}}, worker.NewHTTP(upperServer(b).URL, benchSlots))
+		runCoordinator(b, newList(b.N, body), 1, commit.Journal{KV: &memoryKV{}}, worker.NewHTTP(upperServer(b).URL))
 	})
 }
 
@@ -209,7 +209,7 @@ func BenchmarkBatch100(b *testing.B) {
 		})
 	})
 	b.Run("coordinator", func(b *testing.B) {
-		w := worker.NewHTTP(upperServer(b).URL, benchSlots)
+		w := worker.NewHTTP(upperServer(b).URL)
 		w.Batch = 100
 		runCoordinator(b, newList(b.N, body), 100, nil, w)
 	})

@@ -50,7 +50,7 @@ func (s Settings) records(ctx context.Context) (commit.Point, error) {
 func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)) (worker.Worker, error) {
 	to := s.Output.To != ""
 	if s.Worker.Mode == ModeHTTP {
-		w := worker.NewHTTP(s.Worker.URL, s.Worker.Slots)
+		w := worker.NewHTTP(s.Worker.URL)
 		w.Batch, w.Structured, w.To = s.Worker.Batch, s.Worker.Format == "structured", to
 		return s.withInputs(w, beat)
 	}

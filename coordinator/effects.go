@@ -165,15 +165,19 @@ func (c *Coordinator) call(ctx context.Context, fx fxCall) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.calls[fx.call] = cancel
 	c.hand(work, func() {
-		started := c.parts.Clock.Now()
+		started := time.Now()
 		verdicts := c.parts.Worker.Call(ctx, fx.tasks)
 		cancel(nil)
-		took := c.parts.Clock.Now().Sub(started)
-		for _, v := range verdicts {
-			c.metrics.attempt(took, v.Kind)
-		}
-		c.post(evCalled{fx.call, verdicts})
+		c.called(fx.call, verdicts, started)
 	})
+}
+
+func (c *Coordinator) called(call uint64, verdicts []worker.Verdict, started time.Time) {
+	took := time.Since(started)
+	for _, v := range verdicts {
+		c.metrics.attempt(took, v.Kind)
+	}
+	c.post(evCalled{call, verdicts})
 }
 
 // hand gives a job to a goroutine that has done one before, whose stack has its size, or to a new one.
@@ -184,15 +188,21 @@ func (c *Coordinator) hand(ctx context.Context, job func()) {
 	default:
 	}
 	c.working.Go(func() {
-		for {
+		for job != nil {
 			job()
-			select {
-			case job = <-c.jobs:
-			case <-ctx.Done():
-				return
-			}
+			job = c.another(ctx)
 		}
 	})
+}
+
+// another waits for a job; nil: there will be none.
+func (c *Coordinator) another(ctx context.Context) func() {
+	select {
+	case job := <-c.jobs:
+		return job
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func causeOf(class item.Class, reason string) error {

@@ -7,12 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,12 +24,10 @@ type HTTP struct {
 	Batch      int
 	Structured bool // CloudEvents as one JSON body, as Dapr sends it
 	To         bool // the answer is the message to the next stage
-	at         *url.URL
+	client     *client
 	invalid    error // what is wrong with the address
-	// The transport itself: nothing is redirected, and no cookie kept, so the client around it would only copy headers and addresses for each item.
-	transport *http.Transport
-	mu        sync.Mutex
-	pending   map[string]*accepted // by item: answered 202
+	mu         sync.Mutex
+	pending    map[string]*accepted // by item: answered 202
 }
 
 // accepted is an item whose worker has promised to call back.
@@ -44,24 +39,18 @@ type accepted struct {
 // maxReply bounds a worker's answer.
 const maxReply = 8 << 20
 
-// NewHTTP returns a worker at address, which is http://HOST:PORT/path or unix:///path/to/socket, for slots calls at once.
-func NewHTTP(address string, slots int) *HTTP {
-	t := &http.Transport{MaxIdleConnsPerHost: slots, MaxConnsPerHost: 0, IdleConnTimeout: time.Minute, DisableCompression: true}
-	w := &HTTP{Batch: 1, transport: t, pending: map[string]*accepted{}}
-	if path, ok := strings.CutPrefix(address, "unix://"); ok {
-		address = "http://localhost/"
-		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		}
-	}
-	w.at, w.invalid = url.Parse(address)
+// NewHTTP returns a worker at address, which is http://HOST:PORT/path or unix:///path/to/socket.
+func NewHTTP(address string) *HTTP {
+	w := &HTTP{Batch: 1, pending: map[string]*accepted{}}
+	w.client, w.invalid = newClient(address)
 	return w
 }
 
 // Close implements Worker.
 func (w *HTTP) Close() error {
-	w.transport.CloseIdleConnections()
+	if w.client != nil {
+		w.client.close()
+	}
 	return nil
 }
 
@@ -70,78 +59,53 @@ func (w *HTTP) Discard(*Output) {}
 
 // Call implements Worker.
 func (w *HTTP) Call(ctx context.Context, tasks []*item.Task) []Verdict {
-	if w.Batch > 1 {
+	switch {
+	case w.invalid != nil:
+		return nowhere(tasks, w.invalid)
+	case w.Batch > 1:
 		return w.batch(ctx, tasks)
 	}
-	task := tasks[0]
-	promise := w.expect(task)
+	task, promise := tasks[0], w.expect(tasks[0])
+	h := w.client.begin()
+	body, err := w.request(task, h)
+	if err != nil {
+		return w.judge(ctx, task, promise, nil, refused{err})
+	}
+	var answer *reply
+	if task.Path != "" && !w.Structured {
+		answer, err = w.client.postFile(ctx, h, task.Path)
+	} else {
+		answer, err = w.client.post(ctx, h, body)
+	}
+	return w.judge(ctx, task, promise, answer, err)
+}
+
+// nowhere is the verdict where the address is none.
+func nowhere(tasks []*item.Task, why error) []Verdict {
+	return all(tasks, Verdict{Kind: NotReady, Reason: why.Error()})
+}
+
+// refused is an error of an item that cannot travel.
+type refused struct{ error }
+
+// judge says what an answer means, or the want of one, and waits for the verdict that was promised instead.
+func (w *HTTP) judge(ctx context.Context, task *item.Task, promise *accepted, answer *reply, err error) []Verdict {
 	defer w.forget(task)
-	body, header := w.request(task)
-	resp, data, v := w.post(ctx, body, task.Path, header)
-	if resp == nil {
-		return []Verdict{v}
+	switch {
+	case err != nil:
+		return []Verdict{noAnswer(ctx, err)}
+	case answer.status != http.StatusAccepted || answer.header.Get("Location") == "":
+		return []Verdict{w.answer(answer)}
 	}
-	if resp.StatusCode == http.StatusAccepted && resp.Header.Get("Location") != "" {
-		select {
-		case v = <-promise.verdict:
-			if v.Kind == Ack && w.To && v.Output != nil && len(v.Output.Next) == 0 {
-				v.Output.Next = nextOf(v.Output.Result, v.Output.ResultType)
-			}
-			return []Verdict{v}
-		case <-ctx.Done():
-			return []Verdict{stopped(ctx)}
+	select {
+	case v := <-promise.verdict:
+		if v.Kind == Ack && w.To && v.Output != nil && len(v.Output.Next) == 0 {
+			v.Output.Next = nextOf(v.Output.Result, v.Output.ResultType)
 		}
+		return []Verdict{v}
+	case <-ctx.Done():
+		return []Verdict{stopped(ctx)}
 	}
-	return []Verdict{w.answer(resp, data)}
-}
-
-// request makes the body and the headers of one item.
-func (w *HTTP) request(task *item.Task) ([]byte, http.Header) {
-	h := newHeaders(12 + len(task.Headers))
-	h.set("Retinue-Attempt", strconv.Itoa(task.N))
-	h.set("Retinue-Max-Attempts", strconv.Itoa(task.Max))
-	h.set("Retinue-Deadline-Ms", strconv.FormatInt(time.Until(task.Deadline).Milliseconds(), 10))
-	h.set("Retinue-Fence", strconv.FormatUint(task.Fence, 10))
-	h.set("Retinue-Stage", task.Stage)
-	if task.Key != "" {
-		h.set("Retinue-Key", task.Key)
-	}
-	if task.Input != nil {
-		h.set("Retinue-Input", task.Input.URL)
-	}
-	kind := header(task.Headers, "ce-type", "retinue.item")
-	source := header(task.Headers, "ce-source", "/queues/"+task.Stage)
-	if w.Structured {
-		h.set("Content-Type", "application/cloudevents+json")
-		return structured(task, kind, source), h.header
-	}
-	for name, value := range task.Headers {
-		h.set(http.CanonicalHeaderKey(name), value)
-	}
-	h.set("Ce-Specversion", "1.0")
-	h.set("Ce-Id", task.ID)
-	h.set("Ce-Type", kind)
-	h.set("Ce-Source", source)
-	h.set("Ce-Time", task.FirstSeen.UTC().Format(time.RFC3339Nano))
-	h.set("Content-Type", or(task.ContentType, "application/octet-stream"))
-	return task.Body, h.header
-}
-
-// headers are the headers of a request, their values in one piece of memory.
-type headers struct {
-	header http.Header
-	values []string
-}
-
-func newHeaders(most int) headers {
-	return headers{make(http.Header, most), make([]string, 0, most)}
-}
-
-// set takes the name as it stands on the wire.
-func (h *headers) set(name, value string) {
-	n := len(h.values)
-	h.values = append(h.values, value)
-	h.header[name] = h.values[n : n+1 : n+1]
 }
 
 func header(headers map[string]string, name, def string) string {
@@ -177,49 +141,18 @@ func or(a, b string) string {
 	return a
 }
 
-// post sends a request, with a file instead of the body where there is one, and reads the answer. Without one it says what that means.
-func (w *HTTP) post(ctx context.Context, body []byte, path string, h http.Header) (*http.Response, []byte, Verdict) {
-	if w.invalid != nil {
-		return nil, nil, Verdict{Kind: NotReady, Reason: w.invalid.Error()}
-	}
-	req := (&http.Request{Method: http.MethodPost, URL: w.at, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, Host: w.at.Host,
-		ContentLength: int64(len(body)), Body: http.NoBody, GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }}).WithContext(ctx)
-	if len(body) > 0 {
-		req.Body, _ = req.GetBody()
-	}
-	if user := w.at.User; user != nil {
-		password, _ := user.Password()
-		req.SetBasicAuth(user.Username(), password)
-	}
-	if path != "" && !w.Structured {
-		info, err := os.Stat(path)
-		if err != nil {
-			return nil, nil, Verdict{Kind: Infra, Reason: err.Error()}
-		}
-		req.ContentLength = info.Size()
-		req.GetBody = func() (io.ReadCloser, error) { return os.Open(path) }
-		if req.Body, err = req.GetBody(); err != nil {
-			return nil, nil, Verdict{Kind: Infra, Reason: err.Error()}
-		}
-	}
-	resp, err := w.transport.RoundTrip(req)
-	if err != nil {
-		return nil, nil, noAnswer(ctx, err)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	if err != nil {
-		return nil, nil, noAnswer(ctx, err)
-	}
-	return resp, data, Verdict{}
-}
-
 // noAnswer tells a worker that is not there from one that died at work.
 func noAnswer(ctx context.Context, err error) Verdict {
 	var op *net.OpError
+	var file unread
+	var item refused
 	switch {
+	case errors.As(err, &item):
+		return Verdict{Kind: Dead, Reason: err.Error()}
 	case ctx.Err() != nil:
 		return stopped(ctx)
+	case errors.As(err, &file):
+		return Verdict{Kind: Infra, Reason: err.Error()}
 	case errors.As(err, &op) && op.Op == "dial":
 		return Verdict{Kind: NotReady, Reason: "nobody listens: " + err.Error()}
 	}
@@ -227,12 +160,12 @@ func noAnswer(ctx context.Context, err error) Verdict {
 }
 
 // answer reads the reply to one item.
-func (w *HTTP) answer(resp *http.Response, data []byte) Verdict {
-	v := byStatus(resp, data)
-	if v.Kind != Ack || resp.StatusCode > 299 {
+func (w *HTTP) answer(a *reply) Verdict {
+	v := byStatus(a)
+	if v.Kind != Ack || a.status > 299 {
 		return v
 	}
-	contentType := resp.Header.Get("Content-Type")
+	data, contentType := a.body, a.header.Get("Content-Type")
 	if said, ok := daprStatus(contentType, data); ok {
 		return said
 	}
@@ -270,12 +203,12 @@ func nextOf(data []byte, contentType string) []item.Message {
 }
 
 // byStatus is the table of the contract.
-func byStatus(resp *http.Response, data []byte) Verdict {
-	code := resp.StatusCode
+func byStatus(a *reply) Verdict {
+	code, data := a.status, a.body
 	if code >= 200 && code <= 299 && len(data) <= maxReply {
 		return Verdict{Kind: Ack}
 	}
-	v := Verdict{Reason: fmt.Sprintf("%d %s", code, item.Printable(string(data[:min(len(data), 200)]), 200)), RetryAfter: retryAfter(resp.Header)}
+	v := Verdict{Reason: fmt.Sprintf("%d %s", code, item.Printable(string(data[:min(len(data), 200)]), 200)), RetryAfter: retryAfter(a.header)}
 	switch {
 	case len(data) > maxReply:
 		v.Kind, v.Reason = Dead, fmt.Sprintf("an answer of more than %d bytes", maxReply)
@@ -323,22 +256,27 @@ func daprStatus(contentType string, data []byte) (Verdict, bool) {
 	return Verdict{}, false
 }
 
-// batch posts lines and reads verdicts. A 2xx has one for each item; another status is about all of them.
+// batch posts lines and reads verdicts.
 func (w *HTTP) batch(ctx context.Context, tasks []*item.Task) []Verdict {
-	h := http.Header{}
-	h.Set("Content-Type", "application/x-ndjson")
-	h.Set("Retinue-Stage", tasks[0].Stage)
-	h.Set("Retinue-Batch", strconv.Itoa(len(tasks)))
-	h.Set("Retinue-Deadline-Ms", strconv.FormatInt(time.Until(tasks[0].Deadline).Milliseconds(), 10))
-	resp, data, v := w.post(ctx, encodeBatch(tasks), "", h)
-	if resp == nil {
+	h := w.client.begin()
+	h.set("Content-Type", "application/x-ndjson")
+	h.set("Retinue-Stage", tasks[0].Stage)
+	h.number("Retinue-Batch", int64(len(tasks)))
+	h.number("Retinue-Deadline-Ms", time.Until(tasks[0].Deadline).Milliseconds())
+	answer, err := w.client.post(ctx, h, encodeBatch(tasks))
+	return w.judgeBatch(ctx, tasks, answer, err)
+}
+
+// judgeBatch says what an answer means for each: a 2xx has a verdict for each item, another status is about all of them.
+func (w *HTTP) judgeBatch(ctx context.Context, tasks []*item.Task, answer *reply, err error) []Verdict {
+	if err != nil {
+		return all(tasks, noAnswer(ctx, err))
+	}
+	v := byStatus(answer)
+	if v.Kind != Ack || answer.status > 299 {
 		return all(tasks, v)
 	}
-	v = byStatus(resp, data)
-	if v.Kind != Ack || resp.StatusCode > 299 {
-		return all(tasks, v)
-	}
-	said, err := ParseVerdicts(bytes.NewReader(data))
+	said, err := ParseVerdicts(bytes.NewReader(answer.body))
 	rest := Verdict{Kind: Retry, Reason: "the worker wrote no verdict"}
 	if err != nil {
 		rest.Reason = "the worker wrote what is no verdict: " + err.Error()

@@ -57,7 +57,7 @@ func TestHTTPVerdicts(t *testing.T) {
 			w.WriteHeader(c.status)
 			io.WriteString(w, c.body)
 		})
-		got := NewHTTP(srv.URL, 1).Call(t.Context(), []*item.Task{task("a", "x")})[0]
+		got := NewHTTP(srv.URL).Call(t.Context(), []*item.Task{task("a", "x")})[0]
 		result := ""
 		if got.Output != nil {
 			result = string(got.Output.Result)
@@ -69,7 +69,7 @@ func TestHTTPVerdicts(t *testing.T) {
 }
 
 func TestHTTPConnections(t *testing.T) {
-	call := func(url string) Verdict { return NewHTTP(url, 1).Call(t.Context(), []*item.Task{task("a", "x")})[0] }
+	call := func(url string) Verdict { return NewHTTP(url).Call(t.Context(), []*item.Task{task("a", "x")})[0] }
 	if v := call("unix://" + filepath.Join(t.TempDir(), "none.sock")); v.Kind != NotReady {
 		t.Errorf("no socket: %+v", v)
 	}
@@ -102,7 +102,7 @@ func TestHTTPConnections(t *testing.T) {
 	stuck := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(ErrHeartbeat)
-	if v := NewHTTP(stuck.URL, 1).Call(ctx, []*item.Task{task("a", "x")})[0]; v.Kind != TimedOut {
+	if v := NewHTTP(stuck.URL).Call(ctx, []*item.Task{task("a", "x")})[0]; v.Kind != TimedOut {
 		t.Errorf("stuck: %+v", v)
 	}
 }
@@ -116,7 +116,7 @@ func TestHTTPRequest(t *testing.T) {
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		io.WriteString(w, "{\"a\":1}\n\n{\"a\":2}\n")
 	})
-	w := NewHTTP(srv.URL, 1)
+	w := NewHTTP(srv.URL)
 	w.To = true
 	it := task("order/7", "payload")
 	it.FirstSeen, it.ContentType, it.Headers = time.Unix(1e9, 0), "text/csv", map[string]string{"Ce-Type": "com.example.order", "Item-Tenant": "x"}
@@ -147,7 +147,7 @@ func TestHTTPLater(t *testing.T) {
 		w.WriteHeader(202)
 		asked <- struct{}{}
 	})
-	w := NewHTTP(srv.URL, 1)
+	w := NewHTTP(srv.URL)
 	ended := make(chan Verdict, 1)
 	go func() { ended <- w.Call(t.Context(), []*item.Task{task("a", "x")})[0] }()
 	<-asked
@@ -171,7 +171,7 @@ func TestHTTPBatch(t *testing.T) {
 		w.WriteHeader(status)
 		io.WriteString(w, reply)
 	})
-	w := NewHTTP(srv.URL, 1)
+	w := NewHTTP(srv.URL)
 	w.Batch = 10
 	tasks := []*item.Task{task("a", "1"), task("b", "2")}
 	reply = `{"id":"b","verdict":"retry","reason":"later"}` + "\n" + `{"id":"a","output":5}` + "\n"
@@ -200,7 +200,7 @@ func TestHTTPAddress(t *testing.T) {
 		"http://%zz/":         NotReady,
 		"http://127.0.0.1:1/": NotReady,
 	} {
-		w := NewHTTP(address, 1)
+		w := NewHTTP(address)
 		if v := w.Call(t.Context(), []*item.Task{task("i", "x")})[0]; v.Kind != want || strings.Contains(v.Reason, "cret") {
 			t.Errorf("%s: %s %s", address, v.Kind, v.Reason)
 		}
