@@ -68,6 +68,8 @@ type Config struct {
 
 	// Record says that there is a commit point; Check asks it before every attempt, not only before repeated ones.
 	Record, Check bool
+	// Acks is how many acknowledgements may be on their way; 0 stands for 1.
+	Acks int
 	// To is the queue of the next stage; "" for none. Dead is the queue of dead letters.
 	To, Dead string
 	// Gather is the queue that gets one item when all parts of a group have been committed; "" for none. Split makes the messages of an item
@@ -138,7 +140,7 @@ func (c Config) Validate() error {
 }
 
 // prefetch is how many items wait in hand for a slot: enough that a slot that becomes free finds one.
-func (c Config) prefetch() int { return max(1, c.Slots/2) * c.Batch }
+func (c Config) prefetch() int { return c.Slots * c.Batch }
 
 // hold is the longest delay that an item is kept for here; one that waits longer goes back to the broker.
 func (c Config) hold() time.Duration { return c.Lease / 2 }

@@ -71,6 +71,7 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open queue %s: %w", cfg.Queue, err)
 	}
+	cfg.Acks = src.Caps().Acks
 	jitter := func(d time.Duration) time.Duration { return rand.N(d + 1) }
 	c := &Coordinator{cfg: cfg, parts: parts, source: src, feed: newFeed(), inbox: make(chan envelope, 256), ended: make(chan struct{}), orders: make(chan any, 4), jobs: make(chan func()),
 		m: newMachine(cfg, time.Now, jitter), calls: map[uint64]context.CancelCauseFunc{}, queues: map[string]source.Source{cfg.Queue: src}}
@@ -98,7 +99,7 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 		c.working.Go(func() { c.keeper(work) })
 	}
 	stop := ctx.Done()
-	timer := time.NewTimer(0)
+	timer, armed := time.NewTimer(0), clock.Never
 	defer timer.Stop()
 	// A first step in any case: a question that comes before the timer would stop it, as a machine that has not begun has nothing due.
 	c.take(work, envelope{ev: evTick{}})
@@ -107,6 +108,7 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 		case env := <-c.inbox:
 			c.take(work, env)
 		case <-timer.C:
+			armed = clock.Never
 			c.take(work, envelope{ev: evTick{}})
 		case <-stop:
 			stop = nil
@@ -120,10 +122,14 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 		}
 		// What the step left for later, though later may be over by now: asked for what comes after this moment, the machine would
 		// pass over it.
-		if at := c.m.next(c.stepped); at != clock.Never {
-			timer.Reset(max(0, at.Sub(c.parts.Clock.Now())))
-		} else {
+		switch at := c.m.next(c.stepped); at {
+		case armed:
+		case clock.Never:
+			armed = at
 			timer.Stop()
+		default:
+			armed = at
+			timer.Reset(max(0, at.Sub(c.parts.Clock.Now())))
 		}
 	}
 }

@@ -181,18 +181,18 @@ func (m *machine) acknowledge(it *held) {
 	m.acks = append(m.acks, it.handle)
 }
 
-// driveAck sends all acks that have come together, one batch at a time.
+// driveAck sends all acks that have come together, as many batches at a time as the broker has a use for.
 func (m *machine) driveAck() {
-	if m.acking || len(m.acks) == 0 {
+	if m.acking >= max(1, m.cfg.Acks) || len(m.acks) == 0 {
 		return
 	}
-	m.acking = true
+	m.acking++
 	m.emit(fxAck{m.acks})
 	m.acks = nil
 }
 
 func (m *machine) acked(now clock.Instant, ev evAcked) {
-	m.acking = false
+	m.acking--
 	for _, handle := range ev.handles {
 		it := m.items[handle]
 		if it == nil || it.state != item.Acking {

@@ -34,7 +34,7 @@ type machine struct {
 	extendAt   clock.Instant
 	extending  bool
 	acks       []uint64
-	acking     bool
+	acking     int // batches on their way
 	finishing  int
 	flow       flow
 	rate       bucket

@@ -113,6 +113,9 @@ type Caps struct {
 	Deliveries bool
 	// Redelivery is the longest time from the kill of a consumer (its connections break) to the delivery elsewhere.
 	Redelivery time.Duration
+	// Acks is how many calls of Ack at the same time are confirmed for the price of one; 0 stands for 1: what comes meanwhile
+	// had better wait and go with the next.
+	Acks int
 	// MaxDelay is the longest delay; 0: none.
 	MaxDelay time.Duration
 	// DelayGrain is how much later than asked for a delayed message may come on a machine that is not busy.

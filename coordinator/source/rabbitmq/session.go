@@ -89,29 +89,34 @@ func (se *session) alive() bool {
 	}
 }
 
+const (
+	acks     = 4
+	flushing = time.Millisecond
+)
+
 // flush answers those who want to know that the broker has worked off all that was sent on the incoming channel: an
-// acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait.
+// acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait, and it costs
+// the broker as much as an acknowledgement: there is one a millisecond at most.
 func (se *session) flush() {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	var all []chan error
+	var over <-chan time.Time // of the pause; nil while nobody waits
 	for {
-		var all []chan error
 		select {
 		case <-se.dead:
 			return
-		case first := <-se.barriers:
-			all = append(all, first)
-		}
-		for more := true; more; {
-			select {
-			case next := <-se.barriers:
-				all = append(all, next)
-			default:
-				more = false
-			}
+		case next := <-se.barriers:
+			all, over = append(all, next), pause.C
+			continue
+		case <-over:
 		}
 		err := se.in.Qos(se.s.cfg.Prefetch, 0, false)
+		pause.Reset(flushing)
 		for _, a := range all {
 			a <- err
 		}
+		all, over = nil, nil
 	}
 }
 

@@ -513,7 +513,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "rabbitmq", MaxBody: maxBody, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second,
+		Broker: "rabbitmq", MaxBody: maxBody, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second, Acks: acks,
 		// A broken connection is noticed at once; one that hangs, after two heartbeats.
 		Redelivery: max(s.cfg.Lease, 2*time.Second),
 	}
