@@ -154,6 +154,9 @@ func replay(d DeadLetter, msg *source.Message, edit *Edit) (source.Out, error) {
 			out.Key = *edit.Key
 		}
 		for name, value := range edit.Headers {
+			if env.Headers == nil {
+				env.Headers = map[string]string{}
+			}
 			if env.Headers[name] = value; value == "" {
 				delete(env.Headers, name)
 			}

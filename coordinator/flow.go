@@ -107,7 +107,7 @@ func (m *machine) room(now clock.Instant) int {
 	if waiting > 0 && n <= m.cfg.prefetch()/2 {
 		return 0 // a few at once cost the broker less than one by one
 	}
-	return min(n, m.cfg.Keyed+free+m.cfg.prefetch()-waiting-keyed, 1000)
+	return min(n, m.cfg.Keyed+free+m.cfg.prefetch()-waiting-keyed, 250)
 }
 
 // driveStop ends the machine: what runs has until stopBy, the rest is given back.

@@ -41,7 +41,7 @@ type Envelope struct {
 	History     []Attempt
 	ContentType string
 	Input       *Reference
-	Headers     map[string]string // of the producer
+	Headers     map[string]string // of the producer; nil for none
 	DeadClass   Class
 	DeadReason  string
 	Queue       string
@@ -49,7 +49,7 @@ type Envelope struct {
 
 // Open reads an envelope. What cannot be read is an error, and what could is returned beside it.
 func Open(id string, headers map[string]string) (Envelope, error) {
-	e := Envelope{ID: id, Headers: map[string]string{}}
+	e := Envelope{ID: id}
 	var bad error
 	fail := func(name string, err error) {
 		if bad == nil && err != nil {
@@ -88,6 +88,9 @@ func Open(id string, headers map[string]string) (Envelope, error) {
 		case "input-sha256":
 			sum = value
 		default:
+			if e.Headers == nil {
+				e.Headers = make(map[string]string, len(headers))
+			}
 			e.Headers[name] = value
 		}
 	}

@@ -40,7 +40,7 @@ type connection struct {
 
 const (
 	idleTime   = time.Minute
-	readBuffer = 1 << 10  // of a connection; larger bodies are read past it
+	readBuffer = 512      // of a connection; larger bodies are read past it
 	inline     = 16 << 10 // a body up to this goes with its headers in one write, and before the answer is waited for
 	last       = 50 * time.Millisecond
 )

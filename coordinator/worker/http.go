@@ -33,7 +33,8 @@ type HTTP struct {
 // accepted is an item whose worker has promised to call back.
 type accepted struct {
 	fence   uint64
-	verdict chan Verdict
+	verdict *Verdict      // under the mutex of all
+	came    chan struct{} // closed with the verdict; nil while nobody waits for it
 }
 
 // maxReply bounds a worker's answer.
@@ -98,7 +99,8 @@ func (w *HTTP) judge(ctx context.Context, task *item.Task, promise *accepted, an
 		return []Verdict{w.answer(answer)}
 	}
 	select {
-	case v := <-promise.verdict:
+	case <-w.promised(promise):
+		v := *promise.verdict
 		if v.Kind == Ack && w.To && v.Output != nil && len(v.Output.Next) == 0 {
 			v.Output.Next = nextOf(v.Output.Result, v.Output.ResultType)
 		}
@@ -285,11 +287,22 @@ func (w *HTTP) judgeBatch(ctx context.Context, tasks []*item.Task, answer *reply
 }
 
 func (w *HTTP) expect(task *item.Task) *accepted {
-	a := &accepted{fence: task.Fence, verdict: make(chan Verdict, 1)}
+	a := &accepted{fence: task.Fence}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending[task.ID] = a
 	return a
+}
+
+// promised returns a channel that is closed when the verdict is there.
+func (w *HTTP) promised(a *accepted) <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a.came = make(chan struct{})
+	if a.verdict != nil {
+		close(a.came)
+	}
+	return a.came
 }
 
 func (w *HTTP) forget(task *item.Task) {
@@ -303,13 +316,11 @@ func (w *HTTP) Complete(id string, fence uint64, v Verdict) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	a := w.pending[id]
-	if a == nil || fence != 0 && fence != a.fence {
+	if a == nil || a.verdict != nil || fence != 0 && fence != a.fence {
 		return false
 	}
-	select {
-	case a.verdict <- v:
-		return true
-	default:
-		return false // it has its verdict
+	if a.verdict = &v; a.came != nil {
+		close(a.came)
 	}
+	return true
 }

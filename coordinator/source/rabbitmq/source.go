@@ -228,14 +228,14 @@ func (s *Source) message(se *session, class int, d amqp.Delivery) (arrival, time
 	for name, value := range d.Headers {
 		switch {
 		case name == "x-delivery-count", name == headerCount:
-			n, _ := strconv.Atoi(fmt.Sprint(value))
+			n, _ := strconv.Atoi(text(value))
 			m.Deliveries += n
 		case name == headerMove, strings.HasPrefix(name, "x-death"), strings.HasPrefix(name, "x-first-death"), strings.HasPrefix(name, "x-last-death"),
 			name == "x-acquired-count", name == "x-opt-rabbitmq-acquired-count":
 		case strings.HasPrefix(name, escape):
-			all[name[len(escape):]] = fmt.Sprint(value)
+			all[name[len(escape):]] = text(value)
 		default:
-			all[name] = fmt.Sprint(value)
+			all[name] = text(value)
 		}
 	}
 	due := ledger.Read(m, all)
@@ -245,6 +245,14 @@ func (s *Source) message(se *session, class int, d amqp.Delivery) (arrival, time
 		m.ID = bodyID(d.Body)
 	}
 	return arrival{m, &hold{se: se, d: d, since: time.Now()}}, due
+}
+
+// text is the value of a header, which other producers may give other types.
+func text(value any) string {
+	if s, ok := value.(string); ok {
+		return s
+	}
+	return fmt.Sprint(value)
 }
 
 const (

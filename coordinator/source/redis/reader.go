@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -197,7 +196,7 @@ func (r *reader) entries(got []redis.XStream, classes []int, sent clock.Instant)
 			for _, e := range st.Messages {
 				fields := make(map[string]string, len(e.Values))
 				for name, value := range e.Values {
-					fields[name] = fmt.Sprint(value)
+					fields[name], _ = value.(string)
 				}
 				r.add(r.s.message(entry{class, e.ID}, fields, 1, sent))
 			}

@@ -82,22 +82,19 @@ func (s *Source) message(at entry, fields map[string]string, deliveries int, sen
 	if ms, err := strconv.ParseInt(at.id[:strings.IndexByte(at.id+"-", '-')], 10, 64); err == nil {
 		m.Published = time.UnixMilli(ms)
 	}
-	all := make(map[string]string, len(fields))
-	for name, value := range fields {
-		switch name {
-		case "body":
-		case "retinue-count":
-			n, _ := strconv.Atoi(value)
-			m.Deliveries += n
-		case "retinue-origin":
-			m.ID = "redis-" + value
-		case escapedBody:
-			all["body"] = value
-		default:
-			all[name] = value
-		}
+	delete(fields, "body")
+	if body, ok := fields[escapedBody]; ok {
+		delete(fields, escapedBody)
+		fields["body"] = body
 	}
-	ledger.Read(m, all)
+	if count, ok := fields["retinue-count"]; ok {
+		n, _ := strconv.Atoi(count)
+		m.Deliveries += n
+	}
+	if origin, ok := fields["retinue-origin"]; ok {
+		m.ID = "redis-" + origin
+	}
+	ledger.Read(m, fields)
 	m.Class = at.class
 	if !s.held.Add(m, at, sent) {
 		return nil

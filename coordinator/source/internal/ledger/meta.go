@@ -41,14 +41,16 @@ func Headers(out source.Out, now time.Time) map[string]string {
 	return all
 }
 
-// Read fills in a message from the headers that arrived: what Headers wrote, or another producer's. Its return value is the
-// time before which the message must not be delivered, zero for none.
+// Read fills in a message from the headers that arrived: what Headers wrote, or another producer's. The map becomes the message's.
+// Its return value is the time before which the message must not be delivered, zero for none.
 func Read(m *source.Message, all map[string]string) (due time.Time) {
-	m.Headers = make(map[string]string, len(all))
+	m.Headers = all
 	for name, value := range all {
+		if !source.OwnHeader(name) {
+			continue
+		}
+		delete(all, name)
 		switch {
-		case !source.OwnHeader(name):
-			m.Headers[name] = value
 		case name == HeaderID:
 			m.ID = value
 		case name == headerKey:
