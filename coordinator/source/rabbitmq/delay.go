@@ -105,7 +105,7 @@ func (s *Source) delay(ctx context.Context, m *source.Message, h *hold, due time
 	if err := h.se.publish(ctx, publication{queue, msg}); err != nil {
 		return err
 	}
-	return h.d.Ack(false)
+	return h.ack()
 }
 
 // arrived gets each delivery of a class.

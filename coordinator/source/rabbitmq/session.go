@@ -22,7 +22,8 @@ type session struct {
 	out  *amqp.Channel // publications, confirmed
 	dead chan struct{}
 
-	barriers chan chan error
+	settled  settled // deliveries of in
+	verdicts chan verdicts
 	returns  chan amqp.Return
 	drained  chan chan map[string]bool // asks for the ids that came back
 
@@ -41,7 +42,7 @@ func (s *Source) newSession(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	se := &session{
-		s: s, conn: conn, dead: make(chan struct{}), barriers: make(chan chan error), drained: make(chan chan map[string]bool),
+		s: s, conn: conn, dead: make(chan struct{}), settled: settled{above: map[uint64]bool{}}, verdicts: make(chan verdicts), drained: make(chan chan map[string]bool),
 		held: map[int]time.Time{}, delays: map[string]time.Time{}, moving: map[string]chan amqp.Delivery{},
 	}
 	if err := se.setUp(); err != nil {
@@ -94,49 +95,87 @@ const (
 	flushing = time.Millisecond
 )
 
-// flush answers those who want to know that the broker has worked off all that was sent on the incoming channel: an
-// acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait, and it costs
-// the broker as much as an acknowledgement: there is one a millisecond at most.
+// verdicts are deliveries to acknowledge, none for whoever has sent what there is to say.
+type verdicts struct {
+	tags   []uint64
+	answer chan error
+}
+
+// flush acknowledges deliveries, and answers those who want to know that the broker has worked off all that was sent on the incoming
+// channel: an acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait, and
+// it costs the broker as much as an acknowledgement: there is one a millisecond at most.
 func (se *session) flush() {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	var all []chan error
+	var all []verdicts
 	var over <-chan time.Time // of the pause; nil while nobody waits
 	for {
 		select {
 		case <-se.dead:
 			return
-		case next := <-se.barriers:
+		case next := <-se.verdicts:
 			all, over = append(all, next), pause.C
 			continue
 		case <-over:
 		}
-		err := se.in.Qos(se.s.cfg.Prefetch, 0, false)
+		var tags []uint64
+		for _, v := range all {
+			tags = append(tags, v.tags...)
+		}
+		err := se.acknowledge(tags)
+		if err == nil {
+			err = se.in.Qos(se.s.cfg.Prefetch, 0, false)
+		}
 		pause.Reset(flushing)
-		for _, a := range all {
-			a <- err
+		for _, v := range all {
+			v.answer <- err
 		}
 		all, over = nil, nil
 	}
 }
 
+// acknowledge sends as few acknowledgements as there can be.
+func (se *session) acknowledge(tags []uint64) error {
+	upTo, each := se.settled.split(tags)
+	if upTo > 0 {
+		if err := se.in.Ack(upTo, true); err != nil {
+			return err
+		}
+	}
+	for _, tag := range each {
+		if err := se.in.Ack(tag, false); err != nil {
+			return err
+		}
+	}
+	se.settled.note(tags...)
+	return nil
+}
+
+// settle acknowledges deliveries of the incoming channel, and returns when the broker has worked off these and all that was sent on
+// that channel before. Taken: an error is the end of the session, or they will be acknowledged yet; otherwise nothing was sent.
+func (se *session) settle(ctx context.Context, tags ...uint64) (taken bool, _ error) {
+	v := verdicts{tags, make(chan error, 1)}
+	select {
+	case se.verdicts <- v:
+	case <-se.dead:
+		return false, source.ErrUnavailable
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	select {
+	case err := <-v.answer:
+		return true, err
+	case <-se.dead:
+		return true, source.ErrUnavailable
+	case <-ctx.Done():
+		return true, ctx.Err()
+	}
+}
+
+// barrier returns when the broker has worked off all that was sent on the incoming channel.
 func (se *session) barrier(ctx context.Context) error {
-	answer := make(chan error, 1)
-	select {
-	case se.barriers <- answer:
-	case <-se.dead:
-		return source.ErrUnavailable
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-answer:
-		return err
-	case <-se.dead:
-		return source.ErrUnavailable
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	_, err := se.settle(ctx)
+	return err
 }
 
 // collect gathers publications that no queue took. The broker sends them back before it confirms them, so whoever has the

@@ -47,10 +47,29 @@ type hold struct {
 	d     amqp.Delivery
 	since time.Time
 	moved bool // it is in this consumer's own queue
+	over  bool // it is being acknowledged
 }
 
 // back returns the message to its class. From the own queue it goes there by being refused.
-func (h *hold) back() error { return h.d.Nack(false, !h.moved) }
+func (h *hold) back() error {
+	err := h.d.Nack(false, !h.moved)
+	h.sent(err)
+	return err
+}
+
+// ack ends a delivery at once.
+func (h *hold) ack() error {
+	err := h.d.Ack(false)
+	h.sent(err)
+	return err
+}
+
+// sent notes that a verdict is on its way to the broker. An error is the end of the session.
+func (h *hold) sent(err error) {
+	if err == nil && !h.moved {
+		h.se.settled.note(h.d.DeliveryTag)
+	}
+}
 
 var _ source.Source = (*Source)(nil)
 
@@ -216,7 +235,7 @@ func (s *Source) offer(a arrival) {
 	}
 	s.mu.Unlock()
 	if rests { // it waited here for its time, and nobody asks any more
-		a.h.d.Nack(false, true) // an error is the end of the session, which returns it too
+		a.h.back() // an error is the end of the session, which returns it too
 	}
 	s.wake()
 }
@@ -308,7 +327,7 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.se.alive() {
+	if h.over || !h.se.alive() {
 		return source.ErrLost
 	}
 	age := time.Since(h.since)
@@ -331,7 +350,7 @@ func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	if err != nil {
 		return err
 	}
-	if err := h.d.Ack(false); err != nil {
+	if err := h.ack(); err != nil {
 		return err
 	}
 	h.d, h.since, h.moved = d, since, true
@@ -359,7 +378,58 @@ func copyOf(d amqp.Delivery, deliveries int) amqp.Publishing {
 
 // Ack implements source.Source.
 func (s *Source) Ack(ctx context.Context, ms ...*source.Message) error {
-	return s.verdict(ctx, "ack", ms, func(_ *source.Message, h *hold) error { return h.d.Ack(false) })
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	failed := source.Failures{}
+	type part struct {
+		ms   []*source.Message
+		hs   []*hold
+		tags []uint64
+	}
+	parts := map[*session]*part{}
+	for _, m := range ms {
+		h, ok := s.held.Take(m)
+		if !ok {
+			failed[m] = fmt.Errorf("ack: %w", source.ErrLost)
+			continue
+		}
+		p := parts[h.se]
+		if p == nil {
+			p = &part{}
+			parts[h.se] = p
+		}
+		h.mu.Lock()
+		h.over = true
+		var err error
+		if h.moved {
+			err = h.ack()
+		} else {
+			p.tags = append(p.tags, h.d.DeliveryTag)
+			p.hs = append(p.hs, h)
+		}
+		h.mu.Unlock()
+		if err != nil {
+			failed[m] = fmt.Errorf("ack: %w", explain(err))
+			continue
+		}
+		p.ms = append(p.ms, m)
+	}
+	for se, p := range parts {
+		taken, err := se.settle(ctx, p.tags...)
+		if err == nil {
+			continue
+		}
+		for _, m := range p.ms {
+			failed[m] = fmt.Errorf("ack: %w", explain(err))
+		}
+		for _, h := range p.hs {
+			if !taken { // it comes again: by us, as long as the connection lives
+				h.back()
+			}
+		}
+	}
+	return failed.Err()
 }
 
 // Release implements source.Source.
@@ -510,7 +580,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 	}
 	s.mu.Unlock()
 	for _, a := range back {
-		err = errors.Join(err, a.h.d.Nack(false, true))
+		err = errors.Join(err, a.h.back())
 	}
 	if err != nil {
 		return err
