@@ -50,6 +50,7 @@ func (m *machine) called(now clock.Instant, ev evCalled) {
 	}
 	delete(m.calls, c.id)
 	m.tally.add(now, c, ev.verdicts)
+	m.pace += (now.Sub(c.started) - m.pace) / 8
 	var failed []*held
 	var whole worker.Verdict
 	for i, it := range c.items {

@@ -139,7 +139,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// prefetch is how many items wait in hand for a slot: enough that a slot that becomes free finds one.
+// prefetch is how many items wait in hand for a slot at most: enough that a slot that becomes free finds one.
 func (c Config) prefetch() int { return c.Slots * c.Batch }
 
 // hold is the longest delay that an item is kept for here; one that waits longer goes back to the broker.

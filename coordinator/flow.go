@@ -1,6 +1,8 @@
 package coordinator
 
 import (
+	"time"
+
 	"retinue/coordinator/item"
 	"retinue/coordinator/worker"
 	"retinue/internal/clock"
@@ -102,12 +104,26 @@ func (m *machine) room(now clock.Instant) int {
 			waiting++
 		}
 	}
-	free := max(0, m.flow.limit-len(m.calls)) * m.cfg.Batch
-	n := free + m.cfg.prefetch() - waiting
-	if waiting > 0 && n <= m.cfg.prefetch()/2 {
+	free, ahead := max(0, m.flow.limit-len(m.calls))*m.cfg.Batch, m.ahead()
+	n := free + ahead - waiting
+	if waiting > 0 && n <= ahead/2 {
 		return 0 // a few at once cost the broker less than one by one
 	}
-	return min(n, m.cfg.Keyed+free+m.cfg.prefetch()-waiting-keyed, 250)
+	return min(n, m.cfg.Keyed+free+ahead-waiting-keyed, portion)
+}
+
+const (
+	portion = 250                    // messages that are taken at once
+	brief   = 250 * time.Millisecond // calls of which more may wait in hand
+)
+
+// ahead is how many items wait in hand for a slot. What takes long had better wait at the broker, where another coordinator may have
+// a slot for it.
+func (m *machine) ahead() int {
+	if m.pace < brief {
+		return m.cfg.prefetch()
+	}
+	return max(1, m.cfg.Slots/2) * m.cfg.Batch
 }
 
 // driveStop ends the machine: what runs has until stopBy, the rest is given back.

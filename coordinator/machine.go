@@ -37,6 +37,7 @@ type machine struct {
 	acking     int // batches on their way
 	finishing  int
 	flow       flow
+	pace       time.Duration // how long calls take, lately; at first taken for long
 	rate       bucket
 	rates      map[string]*bucket
 	paused     bool
@@ -93,7 +94,7 @@ type call struct {
 
 func newMachine(cfg Config, wall func() time.Time, jitter func(time.Duration) time.Duration) *machine {
 	return &machine{cfg: cfg, wall: wall, jitter: jitter, items: map[uint64]*held{}, busy: map[string]*held{}, calls: map[uint64]*call{}, lanes: map[string]*lane{},
-		callsDue: clock.Never, redo: map[*held]clock.Instant{}, flow: flow{limit: cfg.Slots}, rates: map[string]*bucket{},
+		callsDue: clock.Never, redo: map[*held]clock.Instant{}, flow: flow{limit: cfg.Slots}, pace: brief, rates: map[string]*bucket{},
 		totals: Totals{Failed: map[item.Class]uint64{}, Ended: map[item.State]uint64{}}}
 }
 

@@ -56,6 +56,10 @@ func (c *Config) heldQueue(class int) string {
 	return fmt.Sprintf("queue.%s.%d.held.%s", c.Queue, class, c.Consumer)
 }
 
+// qos is how many deliveries the broker sends before it has a verdict: those that are in hand, and as many that may have one which
+// waits to be sent with others.
+func (c *Config) qos() int { return 2 * c.Prefetch }
+
 // moveAt is the age of a delivery at which it is moved.
 func (c *Config) moveAt() time.Duration { return c.ConsumerTimeout / 2 }
 

@@ -91,7 +91,7 @@ func (se *session) alive() bool {
 }
 
 const (
-	acks     = 4
+	acks     = 64
 	flushing = time.Millisecond
 )
 
@@ -124,7 +124,7 @@ func (se *session) flush() {
 		}
 		err := se.acknowledge(tags)
 		if err == nil {
-			err = se.in.Qos(se.s.cfg.Prefetch, 0, false)
+			err = se.in.Qos(se.s.cfg.qos(), 0, false)
 		}
 		pause.Reset(flushing)
 		for _, v := range all {
@@ -258,7 +258,7 @@ func (se *session) consume() error {
 	if se.consuming {
 		return nil
 	}
-	if err := se.in.Qos(se.s.cfg.Prefetch, 0, false); err != nil {
+	if err := se.in.Qos(se.s.cfg.qos(), 0, false); err != nil {
 		return err
 	}
 	se.consuming = true

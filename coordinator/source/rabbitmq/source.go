@@ -151,11 +151,11 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a lease.
+// unused says that nobody has asked for messages for a second.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.receiving && time.Since(s.received) > s.cfg.Lease
+	return !s.receiving && time.Since(s.received) > min(s.cfg.Lease, time.Second)
 }
 
 func (s *Source) wake() {
