@@ -9,6 +9,9 @@ import (
 	"retinue/coordinator/source"
 )
 
+// Program is the one that links every broker.
+const Program = "retinue-coordinator"
+
 // Brokers are what a program links.
 type Brokers struct {
 	// Schemes are the addresses that Open understands, separated by ", ".

@@ -35,7 +35,12 @@ type coordinatorFlags struct {
 
 // New is the verb `coordinator`.
 func New(b Brokers) *cobra.Command {
-	f := coordinatorFlags{brokers: b}
+	cmd, _ := newCoordinator(b)
+	return cmd
+}
+
+func newCoordinator(b Brokers) (*cobra.Command, *coordinatorFlags) {
+	f := &coordinatorFlags{brokers: b}
 	cmd := &cobra.Command{
 		Use:   "coordinator [flags] [-- COMMAND [ARG...]]",
 		Short: "The work queue beside a container: takes items from a broker, hands them to the worker, commits what comes out once",
@@ -54,7 +59,7 @@ the rest goes back to the queue, uncounted. A second SIGTERM ends at once.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
 	f.add(cmd)
-	return cmd
+	return cmd, f
 }
 
 func (f *coordinatorFlags) add(cmd *cobra.Command) {

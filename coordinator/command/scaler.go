@@ -36,7 +36,12 @@ type scalerFlags struct {
 
 // NewScaler is the verb `scaler`.
 func NewScaler(b Brokers) *cobra.Command {
-	f := scalerFlags{brokers: b}
+	cmd, _ := newScaler(b)
+	return cmd
+}
+
+func newScaler(b Brokers) (*cobra.Command, *scalerFlags) {
+	f := &scalerFlags{brokers: b}
 	cmd := &cobra.Command{
 		Use:   "scaler",
 		Short: "Keep as many workers of a queue as the work asks for, down to none",
@@ -77,7 +82,7 @@ under way Nomad scales no job.`,
 	flags.StringSliceVar(&f.listen, "listen", nil, "where to listen: unix:///path or tcp://127.0.0.1:PORT; default unix://$NOMAD_ALLOC_DIR/tmp/scaler.sock")
 	flags.StringVar(&f.mode, "socket-mode", "0666", "file mode of Unix sockets")
 	flags.StringVar(&f.logLev, "log-level", "info", "trace, debug, info, warn or error")
-	return cmd
+	return cmd, f
 }
 
 func (f *scalerFlags) run(cmd *cobra.Command) error {

@@ -81,7 +81,7 @@ func natsConfig(p *Address, o source.Options) (nats.Config, error) {
 func Elsewhere(scheme string) string {
 	switch scheme {
 	case "kafka", "kafkas", "sqs":
-		return "use the program retinue-coordinator in place of `retinue coordinator`: the same flags, and this broker too"
+		return "put the program retinue-coordinator beside this one, which then becomes it, or use it in place of `retinue coordinator`: the same flags, and this broker too"
 	}
 	return ""
 }
