@@ -80,6 +80,14 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 			}
 		})
 	}
+	flag := func(name, usage string, at func(*coordinator.Settings) *bool) {
+		v := flags.Bool(name, *at(&d), usage)
+		f.apply = append(f.apply, func(s *coordinator.Settings) {
+			if flags.Changed(name) {
+				*at(s) = *v
+			}
+		})
+	}
 	list := func(name, usage string, at func(*coordinator.Settings) *[]string) {
 		v := flags.StringSlice(name, nil, usage)
 		f.apply = append(f.apply, func(s *coordinator.Settings) {
@@ -114,6 +122,8 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("commit", "where an item's end is decided: rename, journal, publish or none", func(s *coordinator.Settings) *string { return &s.Output.Commit })
 	text("done", "folder of committed outputs, shared by all nodes (commit rename)", func(s *coordinator.Settings) *string { return &s.Output.Done })
 	text("journal", "store of the commit records: consul:NAME, broker:NAME (NATS, Redis) or s3://BUCKET/PREFIX, the same for all coordinators of a queue (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Journal })
+	flag("split", "the messages of one item to --to are a group, which --gather of a later stage makes one item again", func(s *coordinator.Settings) *bool { return &s.Output.Split })
+	text("gather", "queue that gets one item when all parts of a group are committed", func(s *coordinator.Settings) *string { return &s.Output.Gather })
 	text("keep", "how long records and outputs are kept, like 7d; default for ever", func(s *coordinator.Settings) *string { return &s.Output.Keep })
 	text("dead", "queue of dead letters; default QUEUE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
 	text("drain-timeout", "how long a stop waits for what runs; below Nomad's kill_timeout", func(s *coordinator.Settings) *string { return &s.Drain })
