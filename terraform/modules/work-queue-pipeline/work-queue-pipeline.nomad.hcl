@@ -392,7 +392,8 @@ locals {
   credentials = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}[default]\naws_access_key_id = {{ .aws_access_key_id }}\naws_secret_access_key = {{ .aws_secret_access_key }}\n{{ with .aws_session_token }}aws_session_token = {{ . }}\n{{ end }}{{ end }}"
   sqs         = split(":", var.queue_url)[0] == "sqs"
 
-  # A validation sees its own variable alone. What has to fit another one fails here, by a sentence that is no number.
+  # A validation sees its own variable alone. What has to fit another one fails here, by a sentence that is no number, in a
+  # local that no other local needs: then Nomad shows this error.
   names   = [for stage in var.stages : stage.name]
   unknown = [for name in concat(keys(var.max_count), keys(var.min_count), keys(var.coordinator_config), var.split, var.gather) : name if !contains(local.names, name)]
   wrong   = [for name in local.names : name if lookup(var.min_count, name, 0) > lookup(var.max_count, name, 0)]

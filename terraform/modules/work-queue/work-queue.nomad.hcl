@@ -439,10 +439,12 @@ locals {
   password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
 
   # Workers come and go by what there is to do. A validation sees its own variable alone; what has to fit another one fails here, by a
-  # sentence that is no number.
-  max_count = var.min_count <= var.max_count ? var.max_count : parseint("the min_count must not be above the max_count", 10)
-  scales    = local.max_count > 0
-  count     = local.scales ? max(var.min_count, min(var.count, var.max_count)) : var.count
+  # sentence that is no number, in a local that no other local needs: then Nomad shows this error.
+  scales = var.max_count > 0
+  count = (
+    var.min_count > var.max_count ? parseint("the min_count must not be above the max_count", 10) :
+    local.scales ? max(var.min_count, min(var.count, var.max_count)) : var.count
+  )
 
   # The key of S3 and SQS, as AWS's own programs have it: a file, and nothing of it in the job.
   credentials = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}[default]\naws_access_key_id = {{ .aws_access_key_id }}\naws_secret_access_key = {{ .aws_secret_access_key }}\n{{ with .aws_session_token }}aws_session_token = {{ . }}\n{{ end }}{{ end }}"
