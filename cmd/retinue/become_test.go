@@ -110,7 +110,7 @@ func TestCoordinatorBecomesTheOneWithEveryBroker(t *testing.T) {
 		"RETINUE_COORDINATOR_BROKER=kafka://h:1 RETINUE_COORDINATOR_SLOTS=many coordinator": "RETINUE_COORDINATOR_SLOTS",
 		"RETINUE_COORDINATOR_BROKER=kafka://h:1 queue stats":                                "no coordinator named",
 		"RETINUE_COORDINATOR_BROKER=kafka://h:1 worker":                                     "no command to run",
-		"coordinator --queue q --broker nothing://h" + http:                                 "is unknown",
+		"coordinator --queue q --broker nothing://h" + http:                                 "(and with retinue-coordinator beside this program kafka, kafkas, sqs)",
 	} {
 		if out := call(line); !strings.Contains(out, want) || strings.HasPrefix(want, became) != strings.HasPrefix(out, became) {
 			t.Errorf("%s: not %q:\n%s", line, want, out)

@@ -35,7 +35,11 @@ func (b Brokers) open(url string) (func(source.Options) (source.Source, error), 
 				return nil, cli.Usage(hint.Wrap(fmt.Errorf("this program does not have the broker %s", scheme), "%s", advice))
 			}
 		}
-		return nil, cli.Usage(hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", b.Schemes))
+		schemes := b.Schemes
+		if b.Others != "" {
+			schemes += " (and with " + Program + " beside this program " + b.Others + ")"
+		}
+		return nil, cli.Usage(hint.Wrap(fmt.Errorf("broker %q is unknown", scheme), "use one of %s, as in nats://HOST:PORT, or memory: (a queue that ends with this process)", schemes))
 	}
 	return func(o source.Options) (source.Source, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), brokerTimeout)

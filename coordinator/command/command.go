@@ -18,6 +18,8 @@ type Brokers struct {
 	Schemes string
 	// Open opens the queue of o at an address.
 	Open func(ctx context.Context, address string, o source.Options) (source.Source, error)
+	// Others are the addresses that it does not understand and another program does; "" for none.
+	Others string
 	// Elsewhere says for a scheme that this program does not link what to do instead; "" where nothing is known of it.
 	Elsewhere func(scheme string) string
 }
