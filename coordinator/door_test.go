@@ -17,14 +17,19 @@ func TestDoor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	door := Door("thumbs", 2, src)
+	next, err := broker.Open(source.Options{Queue: "next", Classes: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := Door(2, []string{"thumbs", "next"}, map[string]source.Source{"thumbs": src, "next": next})
 	for _, test := range []struct {
 		method, path, body string
 		want               int
 		says               string
 	}{
-		{"GET", "/v1/queues", "", http.StatusOK, `"thumbs"`},
+		{"GET", "/v1/queues", "", http.StatusOK, `"thumbs","next"`},
 		{"POST", "/v1/queues/thumbs/items", "hello", http.StatusAccepted, `"ids":["first"]`},
+		{"POST", "/v1/queues/next/items", "hello", http.StatusAccepted, `"ids":["first"]`},
 		{"POST", "/v1/queues/others/items", "hello", http.StatusNotFound, "unknown_queue"},
 		{"POST", "/v1/queues/thumbs/items?wait=3s", "hello", http.StatusBadRequest, "ask a coordinator"},
 		{"GET", "/v1/items/first", "", http.StatusNotFound, ""},

@@ -134,7 +134,7 @@ func commands() []*cobra.Command {
 
 // brokers are those that leave a helper small; `retinue-coordinator` has all.
 func brokers() command.Brokers {
-	return command.Brokers{Schemes: dial.Schemes, Open: dial.Open, Elsewhere: dial.Elsewhere}
+	return command.Brokers{Schemes: dial.Schemes, Open: dial.Open, Others: dial.Others, Elsewhere: dial.Elsewhere}
 }
 
 func newVersionCmd() *cobra.Command {

@@ -7,6 +7,6 @@ import (
 )
 
 func main() {
-	becomeElector(os.Args)
+	become(os.Args)
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

@@ -23,23 +23,36 @@ func newQueueScaleCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "scale",
 		Short: "Show how many workers there are and should be; --why: what was seen, computed, limited and done",
-		Long:  "Asks a scaler. One that does not lead shows what the leading one says. Exit code 1: nobody leads, or something keeps the scaler from working.",
+		Long:  "Asks a scaler, of one queue or of several. One that does not lead shows what the leading one says. Exit code 1: nobody leads, or something keeps the scaler from working.",
 		Example: `  retinue queue scale
   retinue queue scale --why
-  retinue queue scale --json | jq .decision.limits`,
+  retinue queue scale --json | jq '.[].decision.limits'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if addr == "" {
 				return usageError{hint.Wrap(errors.New("no scaler named"), "give --addr unix:///path/scaler.sock, or set RETINUE_SCALER_ADDR; in the job it is the task scaler")}
 			}
-			st, err := scale.Ask(cmd.Context(), addr)
+			all, err := scale.Ask(cmd.Context(), addr)
 			if err != nil {
 				return err
 			}
-			if err := printScale(cmd.OutOrStdout(), st, why, asJSON); err != nil {
-				return err
+			if asJSON {
+				if err := printJSON(cmd.OutOrStdout(), all); err != nil {
+					return err
+				}
 			}
-			if st.Leader == "" || st.Trouble != "" {
+			good := true
+			for i, st := range all {
+				good = good && st.Leader != "" && st.Trouble == ""
+				if asJSON {
+					continue
+				}
+				if i > 0 && why {
+					fmt.Fprintln(cmd.OutOrStdout())
+				}
+				printScale(cmd.OutOrStdout(), st, why)
+			}
+			if !good {
 				return exitError(exitFailed)
 			}
 			return nil
@@ -51,10 +64,7 @@ func newQueueScaleCmd() *cobra.Command {
 	return cmd
 }
 
-func printScale(w io.Writer, st scale.Status, why, asJSON bool) error {
-	if asJSON {
-		return printJSON(w, st)
-	}
+func printScale(w io.Writer, st scale.Status, why bool) {
 	d := st.Decision
 	switch {
 	case d == nil:
@@ -70,5 +80,4 @@ func printScale(w io.Writer, st scale.Status, why, asJSON bool) error {
 	case st.Trouble != "":
 		fmt.Fprintf(w, "trouble: %s\n", st.Trouble)
 	}
-	return nil
 }

@@ -35,7 +35,12 @@ type coordinatorFlags struct {
 
 // New is the verb `coordinator`.
 func New(b Brokers) *cobra.Command {
-	f := coordinatorFlags{brokers: b}
+	cmd, _ := newCoordinator(b)
+	return cmd
+}
+
+func newCoordinator(b Brokers) (*cobra.Command, *coordinatorFlags) {
+	f := &coordinatorFlags{brokers: b}
 	cmd := &cobra.Command{
 		Use:   "coordinator [flags] [-- COMMAND [ARG...]]",
 		Short: "The work queue beside a container: takes items from a broker, hands them to the worker, commits what comes out once",
@@ -54,7 +59,7 @@ the rest goes back to the queue, uncounted. A second SIGTERM ends at once.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
 	f.add(cmd)
-	return cmd
+	return cmd, f
 }
 
 func (f *coordinatorFlags) add(cmd *cobra.Command) {
@@ -69,6 +74,14 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	}
 	number := func(name, usage string, at func(*coordinator.Settings) *int) {
 		v := flags.Int(name, *at(&d), usage)
+		f.apply = append(f.apply, func(s *coordinator.Settings) {
+			if flags.Changed(name) {
+				*at(s) = *v
+			}
+		})
+	}
+	flag := func(name, usage string, at func(*coordinator.Settings) *bool) {
+		v := flags.Bool(name, *at(&d), usage)
 		f.apply = append(f.apply, func(s *coordinator.Settings) {
 			if flags.Changed(name) {
 				*at(s) = *v
@@ -109,6 +122,8 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("commit", "where an item's end is decided: rename, journal, publish or none", func(s *coordinator.Settings) *string { return &s.Output.Commit })
 	text("done", "folder of committed outputs, shared by all nodes (commit rename)", func(s *coordinator.Settings) *string { return &s.Output.Done })
 	text("journal", "store of the commit records: consul:NAME, broker:NAME (NATS, Redis) or s3://BUCKET/PREFIX, the same for all coordinators of a queue (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Journal })
+	flag("split", "the messages of one item to --to are a group, which --gather of a later stage makes one item again", func(s *coordinator.Settings) *bool { return &s.Output.Split })
+	text("gather", "queue that gets one item when all parts of a group are committed", func(s *coordinator.Settings) *string { return &s.Output.Gather })
 	text("keep", "how long records and outputs are kept, like 7d; default for ever", func(s *coordinator.Settings) *string { return &s.Output.Keep })
 	text("dead", "queue of dead letters; default QUEUE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
 	text("drain-timeout", "how long a stop waits for what runs; below Nomad's kill_timeout", func(s *coordinator.Settings) *string { return &s.Drain })

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -19,15 +20,18 @@ import (
 	"retinue/internal/cli"
 	"retinue/internal/clock"
 	"retinue/internal/consulkit"
+	"retinue/internal/hint"
 	"retinue/internal/listen"
 	"retinue/internal/obs"
 	"retinue/internal/taskapi"
 )
 
-// scalerFlags are the flags of `retinue scaler`.
+// scalerFlags are the flags of `retinue scaler`. Those of a queue may be lists: a scaler of several queues has the stages of a pipeline.
 type scalerFlags struct {
 	brokers                           Brokers
-	cfg                               scale.Config
+	cfg                               scale.Config // what holds for all queues
+	queues, groups                    []string
+	slots, min, max                   []int
 	broker, load, nomad, mode, logLev string
 	lease                             time.Duration
 	classes                           int
@@ -36,7 +40,12 @@ type scalerFlags struct {
 
 // NewScaler is the verb `scaler`.
 func NewScaler(b Brokers) *cobra.Command {
-	f := scalerFlags{brokers: b}
+	cmd, _ := newScaler(b)
+	return cmd
+}
+
+func newScaler(b Brokers) (*cobra.Command, *scalerFlags) {
+	f := &scalerFlags{brokers: b}
 	cmd := &cobra.Command{
 		Use:   "scaler",
 		Short: "Keep as many workers of a queue as the work asks for, down to none",
@@ -49,23 +58,27 @@ within its limits, and sets the count of the workers' group through the socket
 that Nomad gives each task. Several may run; one of them leads, by a session in
 Consul. ` + "`retinue queue scale --why`" + ` shows what it does, and why.
 
+With several queues of one job, such as the stages of a pipeline, --group has as
+many names, and --slots, --min and --max have as many numbers, or one for all.
+
 The workers' group needs update { max_parallel = 0 }: while a deployment is
 under way Nomad scales no job.`,
 		Example: `  retinue scaler --queue thumbs --broker nats://127.0.0.1:4222 --job thumbs --max 50
-  retinue scaler --queue thumbs --broker redis://127.0.0.1:6379 --job thumbs --min 2 --max 20 --target 30s --nomad http://127.0.0.1:4646`,
+  retinue scaler --queue thumbs --broker redis://127.0.0.1:6379 --job thumbs --min 2 --max 20 --target 30s --nomad http://127.0.0.1:4646
+  retinue scaler --queue scans-ocr,scans-pack --group ocr,pack --max 50,4 --job scans --broker nats://127.0.0.1:4222`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.cfg.Queue, "queue", "", "the queue")
+	flags.StringSliceVar(&f.queues, "queue", nil, "the queue, or several")
 	flags.StringVar(&f.broker, "broker", "", "where the queue is, as the coordinators have it")
 	flags.IntVar(&f.classes, "classes", 1, "classes of priority of the queue, as the coordinators have it")
 	flags.DurationVar(&f.lease, "lease", 10*time.Second, "lease of the queue's messages, as the coordinators have it")
 	flags.StringVar(&f.cfg.Job, "job", os.Getenv("NOMAD_JOB_ID"), "the Nomad job of the workers; default this task's own")
-	flags.StringVar(&f.cfg.Group, "group", "worker", "the group of the workers")
-	flags.IntVar(&f.cfg.Slots, "slots", 4, "items that a worker handles at once")
-	flags.IntVar(&f.cfg.Min, "min", 0, "workers at least")
-	flags.IntVar(&f.cfg.Max, "max", 10, "workers at most")
+	flags.StringSliceVar(&f.groups, "group", []string{"worker"}, "the group of the workers, one for each queue")
+	flags.IntSliceVar(&f.slots, "slots", []int{4}, "items that a worker handles at once")
+	flags.IntSliceVar(&f.min, "min", []int{0}, "workers at least")
+	flags.IntSliceVar(&f.max, "max", []int{10}, "workers at most")
 	flags.DurationVar(&f.cfg.Target, "target", time.Minute, "how long it may take to work off what is there")
 	flags.DurationVar(&f.cfg.Cooldown, "cooldown", time.Minute, "how long less must have been enough before the count goes down")
 	flags.DurationVar(&f.cfg.Drain, "drain", 20*time.Second, "the coordinators' drain timeout: where items take longer, workers that have some are not stopped")
@@ -77,10 +90,49 @@ under way Nomad scales no job.`,
 	flags.StringSliceVar(&f.listen, "listen", nil, "where to listen: unix:///path or tcp://127.0.0.1:PORT; default unix://$NOMAD_ALLOC_DIR/tmp/scaler.sock")
 	flags.StringVar(&f.mode, "socket-mode", "0666", "file mode of Unix sockets")
 	flags.StringVar(&f.logLev, "log-level", "info", "trace, debug, info, warn or error")
-	return cmd
+	return cmd, f
 }
 
-func (f *scalerFlags) run(cmd *cobra.Command) error {
+// configs are what the scaler of each queue does.
+func (f *scalerFlags) configs() ([]scale.Config, error) {
+	if len(f.queues) == 0 {
+		f.queues = []string{""} // Validate says what is missing
+	}
+	var all []scale.Config
+	for i, queue := range f.queues {
+		c := f.cfg
+		c.Queue = queue
+		errs := []error{pick(&c.Group, "group", f.groups, i, len(f.queues)), pick(&c.Slots, "slots", f.slots, i, len(f.queues)),
+			pick(&c.Min, "min", f.min, i, len(f.queues)), pick(&c.Max, "max", f.max, i, len(f.queues))}
+		for _, err := range append(errs, c.Validate()) {
+			if err != nil {
+				return nil, err
+			}
+		}
+		for _, other := range all {
+			if other.Queue == c.Queue || other.Group == c.Group {
+				return nil, hint.Wrap(fmt.Errorf("queue %s with group %s, and queue %s with group %s", other.Queue, other.Group, c.Queue, c.Group), "each queue is named once, and has a group of its own: --group A,B")
+			}
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// pick takes the value of queue i out of a list that has one for all, or one for each.
+func pick[V any](to *V, flag string, values []V, i, queues int) error {
+	switch len(values) {
+	case 1:
+		*to = values[0]
+	case queues:
+		*to = values[i]
+	default:
+		return hint.Wrap(fmt.Errorf("%d queues, and %d values of --%s", queues, len(values), flag), "give one for all, or one for each queue in the order of --queue")
+	}
+	return nil
+}
+
+func (f *scalerFlags) run(cmd *cobra.Command) (err error) {
 	log, err := obs.Logger(cmd.ErrOrStderr(), "scaler", f.logLev)
 	if err != nil {
 		return cli.Usage(err)
@@ -90,14 +142,14 @@ func (f *scalerFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	f.cfg.ID = who.ID
-	if err := f.cfg.Validate(); err != nil {
+	configs, err := f.configs()
+	if err != nil {
 		return cli.Usage(err)
 	}
 	if f.load == "" {
 		f.load = "consul:" + f.cfg.Job
 	}
-	place, consul, err := openPlace(f.load, f.cfg.Queue)
-	if err != nil {
+	if _, err := coordinator.LoadPrefix(f.load); err != nil {
 		return cli.Usage(err)
 	}
 	api, err := taskapi.New(taskapi.Config{Addr: f.nomad}, os.Getenv)
@@ -115,30 +167,56 @@ func (f *scalerFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	queue, err := patient(cmd.Context(), log, open)(source.Options{Queue: f.cfg.Queue, Lease: f.lease, Classes: f.classes})
-	if err != nil {
-		return errors.Join(err, closeAll(listeners))
+	open = patient(cmd.Context(), log, open)
+	queues := map[string]source.Source{}
+	defer func() {
+		bye, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		for _, queue := range queues {
+			err = errors.Join(err, queue.Close(bye))
+		}
+	}()
+	var scalers []*scale.Scaler
+	for _, c := range configs {
+		s, err := f.scaler(c, open, scale.Nomad{API: api}, queues, log)
+		if err != nil {
+			return errors.Join(err, closeAll(listeners))
+		}
+		scalers = append(scalers, s)
 	}
-	s, err := scale.New(f.cfg, scale.Parts{Queue: queue, Cluster: scale.Nomad{API: api}, Consul: consul, Place: place, Clock: clock.Boot(), Log: log})
-	if err != nil {
-		return errors.Join(err, closeAll(listeners))
-	}
-	log.Info("scaler started", "queue", f.cfg.Queue, "job", f.cfg.Job, "group", f.cfg.Group, "min", f.cfg.Min, "max", f.cfg.Max, "target", f.cfg.Target.String())
 	handler := http.NewServeMux()
-	handler.Handle("/", s.Handler())
-	handler.Handle("/v1/queues", coordinator.Door(f.cfg.Queue, f.classes, queue))
-	handler.Handle("/v1/queues/", coordinator.Door(f.cfg.Queue, f.classes, queue))
+	handler.Handle("/", scale.Handler(scalers...))
+	door := coordinator.Door(f.classes, f.queues, queues)
+	handler.Handle("/v1/queues", door)
+	handler.Handle("/v1/queues/", door)
 	serving, stop := context.WithCancel(context.Background())
-	var served sync.WaitGroup
+	var served, running sync.WaitGroup
 	for _, l := range listeners {
 		served.Go(func() { _ = listen.Serve(serving, l, handler, time.Second) }) // the work goes on without it
 	}
-	err = s.Run(cmd.Context())
+	ends := make([]error, len(scalers))
+	for i, s := range scalers {
+		running.Go(func() { ends[i] = s.Run(cmd.Context()) })
+	}
+	running.Wait()
 	stop()
 	served.Wait()
-	bye, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	return errors.Join(err, queue.Close(bye))
+	return errors.Join(ends...)
+}
+
+// scaler makes the scaler of one queue, which it opens and puts among queues.
+func (f *scalerFlags) scaler(c scale.Config, open func(source.Options) (source.Source, error), cluster scale.Cluster, queues map[string]source.Source, log hclog.Logger) (*scale.Scaler, error) {
+	place, consul, err := openPlace(f.load, c.Queue)
+	if err != nil {
+		return nil, err
+	}
+	queue, err := open(source.Options{Queue: c.Queue, Lease: f.lease, Classes: f.classes})
+	if err != nil {
+		return nil, err
+	}
+	queues[c.Queue] = queue
+	log.Info("scaler started", "queue", c.Queue, "job", c.Job, "group", c.Group, "min", c.Min, "max", c.Max, "target", c.Target.String())
+	return scale.New(c, scale.Parts{Queue: queue, Cluster: cluster, Consul: consul, Place: place, Clock: clock.Boot(), Log: log.With("queue", c.Queue)})
 }
 
 func closeAll[C io.Closer](all []C) error {

@@ -95,13 +95,20 @@ func runClaims(ctx context.Context, c *worker.Claims) error {
 	return nil
 }
 
-// installSelf puts a copy of this program at path, in one step: several may do so at once in a folder that they share.
+// installSelf puts a copy of this program at path, in one step: several may do so at once in a folder that they share. Of the program
+// with every broker, the one beside it that has every verb: a worker needs no broker, and the demonstration's is a verb of that.
 func installSelf(path string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	from, err := os.Open(self)
+	from, err := os.Open(filepath.Join(filepath.Dir(self), "retinue"))
+	if filepath.Base(self) != Program || err != nil {
+		if err == nil {
+			from.Close()
+		}
+		from, err = os.Open(self)
+	}
 	if err != nil {
 		return err
 	}

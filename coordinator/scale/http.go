@@ -16,17 +16,40 @@ import (
 	"retinue/internal/listen"
 )
 
-// Handler returns the HTTP interface of a scaler: GET /v1/scale (a Status), /metrics, /healthz, /readyz.
-func (s *Scaler) Handler() http.Handler {
+// Handler returns the HTTP interface of a process with one scaler or several: GET /v1/scale (a list with a Status of each), /metrics,
+// /healthz, /readyz.
+func Handler(scalers ...*Scaler) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/scale", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.Status()) })
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { verdict(w, s.healthy(), "the scaler makes no steps") })
+	mux.HandleFunc("GET /v1/scale", func(w http.ResponseWriter, _ *http.Request) {
+		all := make([]Status, len(scalers))
+		for i, s := range scalers {
+			all[i] = s.Status()
+		}
+		answer(w, http.StatusOK, all)
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		for _, s := range scalers {
+			if !s.healthy() {
+				verdict(w, false, "the scaler of "+s.cfg.Queue+" makes no steps")
+				return
+			}
+		}
+		verdict(w, true, "")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		st := s.Status()
-		verdict(w, st.Leader != "" && st.Trouble == "", "nobody leads, or "+st.Trouble)
+		for _, s := range scalers {
+			if st := s.Status(); st.Leader == "" || st.Trouble != "" {
+				verdict(w, false, st.Queue+": nobody leads, or "+st.Trouble)
+				return
+			}
+		}
+		verdict(w, true, "")
 	})
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(newCollector(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, s := range scalers {
+		registry.MustRegister(newCollector(s))
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	return http.NewCrossOriginProtection().Handler(mux)
 }
@@ -104,32 +127,32 @@ func one(is bool) float64 {
 	return 0
 }
 
-// Ask returns the status of the scaler at addr (unix:///path or http://127.0.0.1:PORT).
-func Ask(ctx context.Context, addr string) (st Status, err error) {
+// Ask returns the status of each scaler at addr (unix:///path or http://127.0.0.1:PORT).
+func Ask(ctx context.Context, addr string) (all []Status, err error) {
 	a, err := listen.Parse(addr)
 	if err != nil {
-		return st, err
+		return nil, err
 	}
 	client, base := listen.Client(a)
 	client.Timeout = 10 * time.Second
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v1/scale", nil)
 	if err != nil {
-		return st, err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return st, hint.Wrap(fmt.Errorf("reach the scaler: %w", err), "is one running at %s? it is the task scaler of the job: nomad alloc exec -task scaler ALLOC retinue queue scale --why", addr)
+		return nil, hint.Wrap(fmt.Errorf("reach the scaler: %w", err), "is one running at %s? it is the task scaler of the job: nomad alloc exec -task scaler ALLOC retinue queue scale --why", addr)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
-		return st, fmt.Errorf("read the scaler's answer: %w", err)
+		return nil, fmt.Errorf("read the scaler's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return st, fmt.Errorf("the scaler answered %s", resp.Status)
+		return nil, fmt.Errorf("the scaler answered %s", resp.Status)
 	}
-	if err := json.Unmarshal(data, &st); err != nil {
-		return st, fmt.Errorf("read the scaler's answer: %w", err)
+	if err := json.Unmarshal(data, &all); err != nil {
+		return nil, fmt.Errorf("read the scaler's answer: %w", err)
 	}
-	return st, nil
+	return all, nil
 }

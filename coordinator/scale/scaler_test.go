@@ -466,12 +466,12 @@ func TestInterface(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
-	serving.Go(func() { listen.Serve(ctx, l, s.Handler(), 0) })
+	serving.Go(func() { listen.Serve(ctx, l, Handler(s), 0) })
 	defer serving.Wait()
 	defer cancel()
-	st, err := Ask(t.Context(), addr.String())
-	if err != nil || st.Leader != "a" || st.Last == nil || st.Rules.Max != 8 {
-		t.Errorf("%+v, %v", st, err)
+	all, err := Ask(t.Context(), addr.String())
+	if err != nil || len(all) != 1 || all[0].Leader != "a" || all[0].Last == nil || all[0].Rules.Max != 8 {
+		t.Errorf("%+v, %v", all, err)
 	}
 	client, base := listen.Client(addr)
 	for path, want := range map[string]string{"/metrics": `retinue_scaler_changes_total{group="worker",queue="thumbs",result="up"}`, "/healthz": `"ok":true`, "/readyz": `"ok":true`} {

@@ -14,6 +14,7 @@ type companion struct {
 var companions = []companion{
 	{"retinue-broker", "a work queue needs a broker of your own"},
 	{"retinue-elector", "an elector takes twice the memory"},
+	{"retinue-coordinator", "a work queue has no Kafka and no SQS"},
 }
 
 // beside is its path in the folder of a retinue binary; "" when it is not there.

@@ -221,7 +221,7 @@ func TestImageLayer(t *testing.T) {
 		}
 		files[h.Name] = h.Mode
 	}
-	if files["usr/local/bin/retinue"] != 0o755 || files["usr/local/bin/retinue-broker"] != 0o755 || files["usr/local/bin/retinue-elector"] != 0o755 || files["tmp/"] != 0o1777 || files["etc/passwd"] != 0o644 {
+	if files["usr/local/bin/retinue"] != 0o755 || files["usr/local/bin/retinue-broker"] != 0o755 || files["usr/local/bin/retinue-elector"] != 0o755 || files["usr/local/bin/retinue-coordinator"] != 0o755 || files["tmp/"] != 0o1777 || files["etc/passwd"] != 0o644 {
 		t.Errorf("%v", files)
 	}
 }

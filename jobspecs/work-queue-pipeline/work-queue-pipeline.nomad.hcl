@@ -49,6 +49,77 @@ variable "stages" {
     condition     = length([for stage in var.stages : stage.name if regex_replace(stage.name, "^[a-z0-9][a-z0-9-]{0,15}$", "") != ""]) == 0
     error_message = "The names of stages must be 1 to 16 lower-case letters, digits and dashes."
   }
+
+  validation {
+    condition     = length([for stage in var.stages : stage.name if contains(["broker", "scaler"], stage.name)]) == 0
+    error_message = "No stage may be called broker or scaler: these are groups of the job."
+  }
+
+  validation {
+    condition     = length([for stage in var.stages : stage.name if stage.count < 0 || floor(stage.count) != stage.count || stage.slots < 1 || floor(stage.slots) != stage.slots]) == 0
+    error_message = "The count of a stage must be a whole number, 0 or more, and its slots 1 or more."
+  }
+}
+
+variable "max_count" {
+  description = "Workers at most, by the names of the stages that are to scale themselves by what there is to do, such as { ocr = 50, pack = 4 }. A stage that is not named does not."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.max_count : stage if count < 0 || floor(count) != count]) == 0
+    error_message = "The max_count must have whole numbers, 0 or more, by the names of stages."
+  }
+}
+
+variable "min_count" {
+  description = "Workers at least, by the names of stages that scale themselves. A stage that is not named may have none."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.min_count : stage if count < 0 || floor(count) != count]) == 0
+    error_message = "The min_count must have whole numbers, 0 or more, by the names of stages."
+  }
+}
+
+variable "target_drain" {
+  description = "How long it may take to work off what is there: what the number of workers is computed from."
+  type        = string
+  default     = "60s"
+
+  validation {
+    condition     = regex_replace(var.target_drain, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The target_drain must be a time like 30s or 1h30m."
+  }
+}
+
+variable "scale_cooldown" {
+  description = "How long fewer workers must have been enough before there are fewer."
+  type        = string
+  default     = "60s"
+
+  validation {
+    condition     = regex_replace(var.scale_cooldown, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The scale_cooldown must be a time like 30s or 1h30m."
+  }
+}
+
+variable "scalers" {
+  description = "Number of scalers, when stages scale themselves. One of them leads."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.scalers >= 1 && floor(var.scalers) == var.scalers
+    error_message = "The scalers must be a whole number, 1 or more."
+  }
+}
+
+variable "scaler_resources" {
+  description = "CPU shares in MHz and memory in MB of a scaler."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 50, memory = 96 }
 }
 
 variable "driver" {
@@ -98,33 +169,65 @@ variable "retinue_command" {
 }
 
 variable "queue_url" {
-  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  description = "A broker of your own, such as redis://redis.example.com:6379, kafka://kafka.example.com:9092 or sqs://eu-central-1. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
   type        = string
   default     = ""
+
+  validation {
+    condition     = substr(var.queue_url, 0, 2) == "{{" || contains(["", "nats", "tls", "redis", "rediss", "amqp", "amqps", "stomp", "stomps", "kafka", "kafkas", "sqs"], split(":", var.queue_url)[0])
+    error_message = "The queue_url must begin with nats://, tls://, redis://, rediss://, amqp://, amqps://, stomp://, stomps://, kafka://, kafkas:// or sqs://, or be a Nomad template."
+  }
 }
 
 variable "attempts" {
   description = "Attempts that may fail before an item is a dead letter."
   type        = number
   default     = 5
+
+  validation {
+    condition     = var.attempts >= 1 && floor(var.attempts) == var.attempts
+    error_message = "The attempts must be a whole number, 1 or more."
+  }
 }
 
 variable "max_runtime" {
   description = "How long one attempt may take."
   type        = string
   default     = "1h"
+
+  validation {
+    condition     = regex_replace(var.max_runtime, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The max_runtime must be a time like 30s or 1h30m."
+  }
 }
 
 variable "drain_seconds" {
   description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
   type        = number
   default     = 20
+
+  validation {
+    condition     = var.drain_seconds >= 0 && floor(var.drain_seconds) == var.drain_seconds
+    error_message = "The drain_seconds must be a whole number, 0 or more."
+  }
 }
 
 variable "to" {
   description = "Queue after the last stage, on the same broker. Empty: none, the output stays in the item's record."
   type        = string
   default     = ""
+}
+
+variable "split" {
+  description = "Names of stages that make a group of the messages of one item: a stage that gathers makes one item of it again."
+  type        = list(string)
+  default     = []
+}
+
+variable "gather" {
+  description = "Names of stages whose next one gets one item for a whole group, when all its parts are committed, and none for a part."
+  type        = list(string)
+  default     = []
 }
 
 variable "commit" {
@@ -161,8 +264,48 @@ variable "done" {
   default     = ""
 }
 
+variable "allow" {
+  description = "Inputs by reference may lie below these addresses and folders, such as s3://pictures/in, https://files.example.com/in or /shared/in. Empty: an item is its input."
+  type        = list(string)
+  default     = []
+}
+
+variable "artifacts" {
+  description = "Where the files of all outputs are uploaded, such as s3://pictures/out. Empty: outputs stay in records and messages, or in the shared folder."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = contains(["", "s3"], split(":", var.artifacts)[0])
+    error_message = "The artifacts must be like s3://BUCKET/PREFIX."
+  }
+}
+
+variable "aws_credentials" {
+  description = "Give the coordinators the key of S3, and of a queue on SQS: aws_access_key_id, aws_secret_access_key and, if it is there, aws_session_token of the Nomad variable nomad/jobs/<job_name>."
+  type        = bool
+  default     = false
+}
+
+variable "keep" {
+  description = "How long records and outputs are kept, such as 7d. An item that comes again later is a new one. Empty: for ever."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.keep, "^([0-9.]+d|([0-9.]+(s|m|h))+)$", "") == ""
+    error_message = "The keep must be a time like 7d or 36h, or empty."
+  }
+}
+
 variable "coordinator_env" {
   description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  type        = map(string)
+  default     = {}
+}
+
+variable "coordinator_config" {
+  description = "What has no variable and no flag, such as schedules, by the names of stages: the inside of the work_queue block of the coordinators' configuration file. What variables say counts more. Nomad renders it as a template."
   type        = map(string)
   default     = {}
 }
@@ -212,12 +355,22 @@ variable "broker_durability" {
   description = "When a message reaches the broker's disk: always, interval or process."
   type        = string
   default     = "always"
+
+  validation {
+    condition     = contains(["always", "interval", "process"], var.broker_durability)
+    error_message = "The broker_durability must be always, interval or process."
+  }
 }
 
 variable "broker_disk" {
   description = "Disk in MB for the messages on the allocation's disk."
   type        = number
   default     = 1000
+
+  validation {
+    condition     = var.broker_disk >= 10 && floor(var.broker_disk) == var.broker_disk
+    error_message = "The broker_disk must be a whole number, 10 or more."
+  }
 }
 
 variable "broker_resources" {
@@ -234,6 +387,28 @@ locals {
   own_broker = var.queue_url == ""
   own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
   password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
+
+  # The key of S3 and SQS, as AWS's own programs have it: a file, and nothing of it in the job.
+  credentials = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}[default]\naws_access_key_id = {{ .aws_access_key_id }}\naws_secret_access_key = {{ .aws_secret_access_key }}\n{{ with .aws_session_token }}aws_session_token = {{ . }}\n{{ end }}{{ end }}"
+  sqs         = split(":", var.queue_url)[0] == "sqs"
+
+  # A validation sees its own variable alone. What has to fit another one fails here, by a sentence that is no number, in a
+  # local that no other local needs: then Nomad shows this error.
+  names   = [for stage in var.stages : stage.name]
+  unknown = [for name in concat(keys(var.max_count), keys(var.min_count), keys(var.coordinator_config), var.split, var.gather) : name if !contains(local.names, name)]
+  wrong   = [for name in local.names : name if lookup(var.min_count, name, 0) > lookup(var.max_count, name, 0)]
+  ends    = [for name in var.gather : name if name == local.names[length(local.names) - 1] && var.to == ""]
+  count = (
+    length(local.unknown) > 0 ? parseint("there is no stage ${join(", ", local.unknown)}", 10) :
+    length(local.wrong) > 0 ? parseint("the min_count must not be above the max_count of stage ${join(", ", local.wrong)}", 10) :
+    length(local.ends) > 0 ? parseint("the last stage gathers into nothing: name a queue with to", 10) :
+    length(var.stages)
+  )
+
+  # Stages with a max_count: one scaler has them all.
+  scaled = [for stage in var.stages : stage if lookup(var.max_count, stage.name, 0) > 0]
+  scales = length(local.scaled) > 0
+  counts = [for stage in var.stages : lookup(var.max_count, stage.name, 0) == 0 ? stage.count : max(lookup(var.min_count, stage.name, 0), min(stage.count, var.max_count[stage.name]))]
 
   done   = var.done != "" ? var.done : var.volume != "" ? "/shared/done" : ""
   commit = local.done != "" ? "rename" : var.commit
@@ -268,20 +443,21 @@ job "work-queue-pipeline" {
     }
   }
 
+  # Nomad scales no job while a deployment is under way. 0: there is none, and an update replaces all workers at once; each drains.
   update {
-    max_parallel     = 1
+    max_parallel     = local.scales ? 0 : 1
     min_healthy_time = "3s"
     healthy_deadline = "5m"
   }
 
   # A group for each stage, so that each can be scaled.
   dynamic "group" {
-    for_each = range(length(var.stages))
+    for_each = range(local.count)
     iterator = stage
     labels   = [var.stages[stage.value].name]
 
     content {
-      count = var.stages[stage.value].count
+      count = local.counts[stage.value]
 
       spread {
         attribute = "${node.unique.id}"
@@ -353,11 +529,18 @@ job "work-queue-pipeline" {
           RETINUE_COORDINATOR_ATTEMPTS      = "${var.attempts}"
           RETINUE_COORDINATOR_MAX_RUNTIME   = var.max_runtime
           RETINUE_COORDINATOR_DRAIN_TIMEOUT = "${var.drain_seconds}s"
-          RETINUE_COORDINATOR_TO            = local.queues[stage.value + 1]
+          RETINUE_COORDINATOR_TO            = contains(var.gather, local.names[stage.value]) ? "" : local.queues[stage.value + 1]
+          RETINUE_COORDINATOR_GATHER        = contains(var.gather, local.names[stage.value]) ? local.queues[stage.value + 1] : ""
+          RETINUE_COORDINATOR_SPLIT         = contains(var.split, local.names[stage.value]) ? "true" : ""
+          RETINUE_COORDINATOR_KEEP          = var.keep
+          RETINUE_COORDINATOR_ALLOW         = join(",", distinct(concat(var.allow, compact([var.artifacts]))))
+          RETINUE_COORDINATOR_ARTIFACTS     = var.artifacts
+          RETINUE_COORDINATOR_CONFIG        = lookup(var.coordinator_config, local.names[stage.value], "") == "" ? "" : "${NOMAD_SECRETS_DIR}/queue.hcl"
           RETINUE_COORDINATOR_COMMIT        = local.commit
           RETINUE_COORDINATOR_DONE          = local.done
           RETINUE_COORDINATOR_JOURNAL       = local.commit == "journal" ? "consul:${var.job_name}" : ""
-        }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.coordinator_env)
+          RETINUE_COORDINATOR_LOAD          = lookup(var.max_count, local.names[stage.value], 0) > 0 ? "consul:${var.job_name}" : ""
+        }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {}, var.coordinator_env)
 
         dynamic "template" {
           for_each = local.own_broker ? [1] : []
@@ -378,6 +561,27 @@ job "work-queue-pipeline" {
             perms       = "600"
             env         = true
             data        = "RETINUE_COORDINATOR_BROKER=${var.queue_url}"
+          }
+        }
+
+        dynamic "template" {
+          for_each = var.aws_credentials ? [1] : []
+
+          content {
+            destination = "secrets/aws-credentials"
+            perms       = "600"
+            change_mode = local.sqs ? "restart" : "noop" # S3's is read at each request
+            data        = local.credentials
+          }
+        }
+
+        dynamic "template" {
+          for_each = lookup(var.coordinator_config, local.names[stage.value], "") == "" ? [] : [1]
+
+          content {
+            destination = "secrets/queue.hcl"
+            perms       = "600"
+            data        = "work_queue \"${local.queues[stage.value]}\" {\n${var.coordinator_config[local.names[stage.value]]}\n}\n"
           }
         }
 
@@ -464,6 +668,121 @@ job "work-queue-pipeline" {
         resources {
           cpu    = var.worker_resources.cpu
           memory = var.worker_resources.memory
+        }
+      }
+    }
+  }
+
+  # As many workers of each stage as there is work for. It is no helper of a worker: it has to be there when there is none.
+  dynamic "group" {
+    for_each = local.scales ? ["scaler"] : []
+    labels   = [group.value]
+
+    content {
+      count = var.scalers
+
+      spread {
+        attribute = "${node.unique.id}"
+      }
+
+      network {
+        mode = var.network_mode
+      }
+
+      restart {
+        attempts = 10
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      task "scaler" {
+        driver       = var.driver
+        kill_timeout = "10s"
+
+        # Nomad's socket in the task's secrets, and the token for it.
+        identity {
+          file = true
+        }
+
+        consul {}
+
+        dynamic "config" {
+          for_each = local.docker ? [1] : []
+
+          content {
+            image        = var.retinue_image
+            command      = var.retinue_command
+            args         = ["scaler"]
+            network_mode = local.bridge ? "" : "host"
+          }
+        }
+
+        dynamic "config" {
+          for_each = local.docker ? [] : [1]
+
+          content {
+            command = var.retinue_command
+            args    = ["scaler"]
+          }
+        }
+
+        env = merge({
+          CONSUL_HTTP_ADDR         = var.consul_http_addr
+          RETINUE_SCALER_QUEUE     = join(",", [for stage in local.scaled : "${var.job_name}-${stage.name}"])
+          RETINUE_SCALER_JOB       = var.job_name
+          RETINUE_SCALER_GROUP     = join(",", [for stage in local.scaled : stage.name])
+          RETINUE_SCALER_SLOTS     = join(",", [for stage in local.scaled : stage.slots])
+          RETINUE_SCALER_MIN       = join(",", [for stage in local.scaled : lookup(var.min_count, stage.name, 0)])
+          RETINUE_SCALER_MAX       = join(",", [for stage in local.scaled : var.max_count[stage.name]])
+          RETINUE_SCALER_TARGET    = var.target_drain
+          RETINUE_SCALER_COOLDOWN  = var.scale_cooldown
+          RETINUE_SCALER_DRAIN     = "${var.drain_seconds}s"
+          RETINUE_SCALER_CLASSES   = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
+          RETINUE_SCALER_LEASE     = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
+          RETINUE_COORDINATOR_ADDR = lookup(var.max_count, local.names[0], 0) > 0 ? "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" : "" # retinue queue put, while nobody works in the first stage
+        }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {}, local.sqs && var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {})
+
+        dynamic "template" {
+          for_each = local.own_broker ? [1] : []
+
+          content {
+            destination = "secrets/broker-password"
+            perms       = "600"
+            change_mode = "noop"
+            data        = local.password
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.own_broker ? [] : [1]
+
+          content {
+            destination = "secrets/broker.env"
+            perms       = "600"
+            env         = true
+            data        = "RETINUE_SCALER_BROKER=${var.queue_url}"
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.sqs && var.aws_credentials ? [1] : []
+
+          content {
+            destination = "secrets/aws-credentials"
+            perms       = "600"
+            data        = local.credentials
+          }
+        }
+
+        action "scale" {
+          command = var.retinue_command
+          args    = ["queue", "scale", "--why"]
+        }
+
+        resources {
+          cpu    = var.scaler_resources.cpu
+          memory = var.scaler_resources.memory
         }
       }
     }

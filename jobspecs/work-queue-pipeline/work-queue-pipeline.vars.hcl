@@ -13,6 +13,9 @@ stages = [
   { name = "pack", count = 1, slots = 4, image = "debian:12-slim", command = "gzip", args = ["-9"] },
 ]
 
+# As many workers of this stage as there is work for, down to none.
+max_count = { ocr = 20 }
+
 # A folder that all nodes share: outputs of any size.
 volume      = "shared"
 volume_type = "csi"

@@ -68,12 +68,22 @@ variable "target_drain" {
   description = "How long it may take to work off what is there: what the number of workers is computed from."
   type        = string
   default     = "60s"
+
+  validation {
+    condition     = regex_replace(var.target_drain, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The target_drain must be a time like 30s or 1h30m."
+  }
 }
 
 variable "scale_cooldown" {
   description = "How long fewer workers must have been enough before there are fewer."
   type        = string
   default     = "60s"
+
+  validation {
+    condition     = regex_replace(var.scale_cooldown, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The scale_cooldown must be a time like 30s or 1h30m."
+  }
 }
 
 variable "scalers" {
@@ -140,9 +150,14 @@ variable "retinue_command" {
 }
 
 variable "queue_url" {
-  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  description = "A broker of your own, such as redis://redis.example.com:6379, kafka://kafka.example.com:9092 or sqs://eu-central-1. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
   type        = string
   default     = ""
+
+  validation {
+    condition     = substr(var.queue_url, 0, 2) == "{{" || contains(["", "nats", "tls", "redis", "rediss", "amqp", "amqps", "stomp", "stomps", "kafka", "kafkas", "sqs"], split(":", var.queue_url)[0])
+    error_message = "The queue_url must begin with nats://, tls://, redis://, rediss://, amqp://, amqps://, stomp://, stomps://, kafka://, kafkas:// or sqs://, or be a Nomad template."
+  }
 }
 
 variable "mode" {
@@ -183,22 +198,49 @@ variable "attempts" {
   description = "Attempts that may fail before an item is a dead letter."
   type        = number
   default     = 5
+
+  validation {
+    condition     = var.attempts >= 1 && floor(var.attempts) == var.attempts
+    error_message = "The attempts must be a whole number, 1 or more."
+  }
 }
 
 variable "max_runtime" {
   description = "How long one attempt may take."
   type        = string
   default     = "1h"
+
+  validation {
+    condition     = regex_replace(var.max_runtime, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The max_runtime must be a time like 30s or 1h30m."
+  }
 }
 
 variable "drain_seconds" {
   description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
   type        = number
   default     = 20
+
+  validation {
+    condition     = var.drain_seconds >= 0 && floor(var.drain_seconds) == var.drain_seconds
+    error_message = "The drain_seconds must be a whole number, 0 or more."
+  }
 }
 
 variable "to" {
   description = "Queue of the next stage, on the same broker. Empty: none, the output stays in the item's record."
+  type        = string
+  default     = ""
+}
+
+variable "split" {
+  description = "The messages of one item to the next stage are a group, which gather of that stage or a later one makes one item again."
+  type        = bool
+  default     = false
+}
+
+variable "gather" {
+  description = "Queue that gets one item when all parts of a group are committed. Empty: none."
   type        = string
   default     = ""
 }
@@ -237,10 +279,50 @@ variable "done" {
   default     = ""
 }
 
+variable "allow" {
+  description = "Inputs by reference may lie below these addresses and folders, such as s3://pictures/in, https://files.example.com/in or /shared/in. Empty: an item is its input."
+  type        = list(string)
+  default     = []
+}
+
+variable "artifacts" {
+  description = "Where the files of outputs are uploaded, such as s3://pictures/out. Empty: outputs stay in records and messages, or in the shared folder."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = contains(["", "s3"], split(":", var.artifacts)[0])
+    error_message = "The artifacts must be like s3://BUCKET/PREFIX."
+  }
+}
+
+variable "aws_credentials" {
+  description = "Give the coordinators the key of S3, and of a queue on SQS: aws_access_key_id, aws_secret_access_key and, if it is there, aws_session_token of the Nomad variable nomad/jobs/<job_name>."
+  type        = bool
+  default     = false
+}
+
+variable "keep" {
+  description = "How long records and outputs are kept, such as 7d. An item that comes again later is a new one. Empty: for ever."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.keep, "^([0-9.]+d|([0-9.]+(s|m|h))+)$", "") == ""
+    error_message = "The keep must be a time like 7d or 36h, or empty."
+  }
+}
+
 variable "coordinator_env" {
   description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
   type        = map(string)
   default     = {}
+}
+
+variable "coordinator_config" {
+  description = "What has no variable and no flag, such as schedules: the inside of the work_queue block of the coordinators' configuration file. What variables say counts more. Nomad renders it as a template."
+  type        = string
+  default     = ""
 }
 
 variable "coordinator_resources" {
@@ -283,6 +365,11 @@ variable "worker_port" {
   description = "Loopback port of the worker in mode http and bridge mode. It finds its address in RETINUE_WORKER_LISTEN."
   type        = number
   default     = 9000
+
+  validation {
+    condition     = var.worker_port >= 1 && var.worker_port <= 65535 && floor(var.worker_port) == var.worker_port
+    error_message = "The worker_port must be between 1 and 65535."
+  }
 }
 
 variable "worker_resources" {
@@ -312,12 +399,22 @@ variable "broker_durability" {
   description = "When a message reaches the broker's disk: always, interval or process."
   type        = string
   default     = "always"
+
+  validation {
+    condition     = contains(["always", "interval", "process"], var.broker_durability)
+    error_message = "The broker_durability must be always, interval or process."
+  }
 }
 
 variable "broker_disk" {
   description = "Disk in MB for the messages on the allocation's disk."
   type        = number
   default     = 1000
+
+  validation {
+    condition     = var.broker_disk >= 10 && floor(var.broker_disk) == var.broker_disk
+    error_message = "The broker_disk must be a whole number, 10 or more."
+  }
 }
 
 variable "broker_resources" {
@@ -341,8 +438,17 @@ locals {
   own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
   password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
 
-  # Workers come and go by what there is to do.
+  # Workers come and go by what there is to do. A validation sees its own variable alone; what has to fit another one fails here, by a
+  # sentence that is no number, in a local that no other local needs: then Nomad shows this error.
   scales = var.max_count > 0
+  count = (
+    var.min_count > var.max_count ? parseint("the min_count must not be above the max_count", 10) :
+    local.scales ? max(var.min_count, min(var.count, var.max_count)) : var.count
+  )
+
+  # The key of S3 and SQS, as AWS's own programs have it: a file, and nothing of it in the job.
+  credentials = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}[default]\naws_access_key_id = {{ .aws_access_key_id }}\naws_secret_access_key = {{ .aws_secret_access_key }}\n{{ with .aws_session_token }}aws_session_token = {{ . }}\n{{ end }}{{ end }}"
+  sqs         = split(":", var.queue_url)[0] == "sqs"
 
   done   = var.done != "" ? var.done : var.volume != "" ? "/shared/done" : ""
   commit = local.done != "" ? "rename" : var.commit
@@ -388,7 +494,7 @@ job "work-queue" {
   }
 
   group "worker" {
-    count = var.count
+    count = local.count
 
     spread {
       attribute = "${node.unique.id}"
@@ -476,6 +582,12 @@ job "work-queue" {
         RETINUE_COORDINATOR_MAX_RUNTIME                    = var.max_runtime
         RETINUE_COORDINATOR_DRAIN_TIMEOUT                  = local.dispatch ? "0s" : "${var.drain_seconds}s" # children go on
         RETINUE_COORDINATOR_TO                             = var.to
+        RETINUE_COORDINATOR_SPLIT                          = var.split ? "true" : ""
+        RETINUE_COORDINATOR_GATHER                         = var.gather
+        RETINUE_COORDINATOR_KEEP                           = var.keep
+        RETINUE_COORDINATOR_ALLOW                          = join(",", var.allow)
+        RETINUE_COORDINATOR_ARTIFACTS                      = var.artifacts
+        RETINUE_COORDINATOR_CONFIG                         = var.coordinator_config == "" ? "" : "${NOMAD_SECRETS_DIR}/queue.hcl"
         RETINUE_COORDINATOR_COMMIT                         = local.commit
         RETINUE_COORDINATOR_DONE                           = local.done
         RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
@@ -484,7 +596,7 @@ job "work-queue" {
         RETINUE_COORDINATOR_JOB                            = var.dispatch_job
         RETINUE_COORDINATOR_WORK                           = local.work
         RETINUE_COORDINATOR_OUTSTANDING                    = "${local.outstanding}"
-      } : {}, var.coordinator_env)
+      } : {}, var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {}, var.coordinator_env)
 
       dynamic "template" {
         for_each = local.own_broker ? [1] : []
@@ -505,6 +617,27 @@ job "work-queue" {
           perms       = "600"
           env         = true
           data        = "RETINUE_COORDINATOR_BROKER=${var.queue_url}"
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.aws_credentials ? [1] : []
+
+        content {
+          destination = "secrets/aws-credentials"
+          perms       = "600"
+          change_mode = local.sqs ? "restart" : "noop" # S3's is read at each request
+          data        = local.credentials
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.coordinator_config == "" ? [] : [1]
+
+        content {
+          destination = "secrets/queue.hcl"
+          perms       = "600"
+          data        = "work_queue \"${var.job_name}\" {\n${var.coordinator_config}\n}\n"
         }
       }
 
@@ -680,7 +813,7 @@ job "work-queue" {
           RETINUE_SCALER_CLASSES   = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
           RETINUE_SCALER_LEASE     = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
           RETINUE_COORDINATOR_ADDR = "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" # retinue queue put, while nobody works
-        }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {})
+        }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {}, local.sqs && var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {})
 
         dynamic "template" {
           for_each = local.own_broker ? [1] : []
@@ -701,6 +834,16 @@ job "work-queue" {
             perms       = "600"
             env         = true
             data        = "RETINUE_SCALER_BROKER=${var.queue_url}"
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.sqs && var.aws_credentials ? [1] : []
+
+          content {
+            destination = "secrets/aws-credentials"
+            perms       = "600"
+            data        = local.credentials
           }
         }
 

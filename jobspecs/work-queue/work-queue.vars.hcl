@@ -21,5 +21,16 @@ volume_type = "csi"
 # In bridge mode a task reaches the Consul agent of its node by the node's address.
 consul_http_addr = "http://$${attr.unique.network.ip-address}:8500"
 
+# As many workers as there is work for, down to none:
+# max_count = 20
+
+# Inputs and outputs in S3, with the key in the Nomad variable nomad/jobs/thumbs:
+# allow           = ["s3://pictures/in"]
+# artifacts       = "s3://pictures/out" # instead of the volume
+# aws_credentials = true
+
+# Records and outputs are kept for so long:
+# keep = "30d"
+
 # Instead of the job's own broker, with its password from the Nomad variable:
 # queue_url = "amqp://thumbs:{{ with nomadVar \"nomad/jobs/thumbs\" }}{{ .password }}{{ end }}@rabbit.example.com/"

@@ -215,7 +215,7 @@ func TestWorkQueueAroundAJob(t *testing.T) {
 				if err := coordinator.Allow(c.Consul, job); err != nil {
 					t.Fatal(err)
 				}
-				secret := &nomadapi.Variable{Path: "nomad/jobs/" + job, Items: map[string]string{"password": password}}
+				secret := &nomadapi.Variable{Path: "nomad/jobs/" + job, Items: map[string]string{"password": password, "aws_access_key_id": "a", "aws_secret_access_key": "b"}}
 				if _, _, err := c.Nomad.Variables().Update(secret, nil); err != nil {
 					t.Fatal(err)
 				}
@@ -240,6 +240,8 @@ func TestWorkQueueAroundAJob(t *testing.T) {
 			spec := inject(t, "work-queue", write(t, "thumbs.nomad.hcl", fmt.Sprintf(shop, id, way.image, worker)))
 			vars["retinue_queue_mode"] = "watch"
 			vars["retinue_queue_url"] = `nats://retinue:{{ with nomadVar "nomad/jobs/` + id + `" }}{{ .password }}{{ end }}@` + broker
+			vars["retinue_queue_aws_credentials"], vars["retinue_queue_keep"] = "true", "7d" // without the key in the variable its tasks would wait
+			vars["retinue_queue_config"] = "schedule \"nightly\" {\n  cron = \"30 3 * * *\"\n}"
 			job := c.RunSpec(t, spec, id, 3, vars)
 			put := exec.CommandContext(t.Context(), harness.NomadBinary(t), "alloc", "exec", "-i", "-t=false", "-task", "coordinator", job.Allocs()[0].ID, vars["retinue_command"], "queue", "put", "--lines", "-")
 			var lines strings.Builder
@@ -269,6 +271,12 @@ func TestWorkQueueAroundAJob(t *testing.T) {
 				}
 				if done != items || len(pairs) != items {
 					return fmt.Errorf("%d of %d records are done", done, len(pairs))
+				}
+				return nil
+			})
+			harness.Eventually(t, time.Minute, "the coordinator has the configuration that the job gives it", func(context.Context) error { // nomad alloc exec may lose the output
+				if out := c.Command(t, harness.NomadBinary(t), "alloc", "exec", "-i=false", "-t=false", "-task", "coordinator", job.Allocs()[0].ID, vars["retinue_command"], "queue", "schedule", "ls"); !strings.Contains(out, "nightly") {
+					return fmt.Errorf("schedules: %q", out)
 				}
 				return nil
 			})

@@ -114,8 +114,9 @@ func buildShared(root, dir string, mode buildMode) (string, error) {
 	own := filepath.Join(dir, mode.name)
 	programs := map[string]string{own: "./cmd/retinue"}
 	if mode.name == staticBuild.name { // what a cluster ships
-		programs[filepath.Join(dir, "retinue-broker")] = "./cmd/retinue-broker"
-		programs[filepath.Join(dir, "retinue-elector")] = "./cmd/retinue-elector"
+		for _, name := range []string{"retinue-broker", "retinue-elector", "retinue-coordinator"} {
+			programs[filepath.Join(dir, name)] = "./cmd/" + name
+		}
 	}
 	for path, program := range programs {
 		shared := filepath.Join(cache, filepath.Base(path))

@@ -6,6 +6,7 @@ package jobspecs_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,14 +146,33 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"volume_type=nfs":     "must be host or csi",
 		"max_count=1.5":       "must be a whole number, 0 or more",
 		"scalers=0":           "must be a whole number, 1 or more",
+		"min_count=3":         "the min_count must not be above the max_count",
+		"queue_url=ftp://x":   "must begin with nats://",
+		"queue_url=memory:":   "or be a Nomad template",
+		"attempts=0":          "must be a whole number, 1 or more",
+		"drain_seconds=-1":    "must be a whole number, 0 or more",
+		"worker_port=70000":   "must be between 1 and 65535",
+		"max_runtime=-5s":     "must be a time like 30s",
+		"target_drain=soon":   "must be a time like 30s",
+		"keep=7":              "must be a time like 7d",
+		"artifacts=/shared":   "must be like s3://BUCKET/PREFIX",
+		"broker_disk=-1":      "must be a whole number",
 	})
 	refuses(t, "work-queue-dispatch", map[string]string{
 		"driver=exec":      "must be docker or raw_exec",
 		"network_mode=cni": "must be bridge, host or none",
 	})
 	refuses(t, "work-queue-pipeline", map[string]string{
-		"stages=[]":   "must be at least one",
-		"commit=none": "must be journal or publish",
+		"stages=[]":                "must be at least one",
+		"commit=none":              "must be journal or publish",
+		"max_count={ orc = 3 }":    "there is no stage orc",
+		"split=[\"orc\"]":          "there is no stage orc",
+		"max_count={ words = -1 }": "must have whole numbers, 0 or more",
+		"min_count={ words = 2 }":  "the min_count must not be above the max_count of stage words",
+		"gather=[\"top\"]":         "the last stage gathers into nothing",
+		"queue_url=memory:":        "must begin with nats://",
+		`stages=[{name="scaler",count=1,slots=1,image="",command="",args=[]}]`:                                                   "No stage may be called broker or scaler",
+		`stages=[{name="a",count=-1,slots=1,image="",command="",args=[]}]`:                                                       "must be a whole number, 0 or more, and its slots 1 or more",
 		`stages=[{name="A B",count=1,slots=1,image="",command="",args=[]}]`:                                                      "lower-case letters, digits and dashes",
 		`stages=[{name="a",count=1,slots=1,image="",command="",args=[]},{name="a",count=1,slots=1,image="",command="",args=[]}]`: "a name of its own",
 	})
@@ -406,5 +426,97 @@ func TestPipelineShape(t *testing.T) {
 	}
 	if got := strings.Join(chain, ", "); got != "words: p-words -> p-count consul:p, count: p-count -> p-top consul:p, top: p-top -> results consul:p" {
 		t.Errorf("%s", got)
+	}
+}
+
+// A pipeline whose stages scale themselves, where they are told to: one scaler for them, with an identity, and no deployments.
+func TestScalingPipelineShape(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue-pipeline", "work-queue-pipeline.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=p", "-var", "max_count={ words = 8, top = 2 }", "-var", "min_count={ top = 2 }", "-var", "drain_seconds=7")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	counts := map[string]int{}
+	for _, group := range job.TaskGroups {
+		counts[*group.Name] = *group.Count
+		load, scales := group.Tasks[0].Env["RETINUE_COORDINATOR_LOAD"], map[string]string{"words": "consul:p", "top": "consul:p"}[*group.Name]
+		if load != scales {
+			t.Errorf("the coordinator of %s reports to %q, not to %q", *group.Name, load, scales)
+		}
+		if *group.Name != "scaler" {
+			continue
+		}
+		scaler := group.Tasks[0]
+		if len(group.Tasks) != 1 || scaler.Name != "scaler" || scaler.Identity == nil || !scaler.Identity.File || scaler.Consul == nil {
+			t.Errorf("the scaler: identity %+v, Consul %v", scaler.Identity, scaler.Consul)
+		}
+		for name, want := range map[string]string{"SCALER_QUEUE": "p-words,p-top", "SCALER_GROUP": "words,top", "SCALER_SLOTS": "4,4", "SCALER_MIN": "0,2", "SCALER_MAX": "8,2", "SCALER_DRAIN": "7s",
+			"SCALER_JOB": "p", "COORDINATOR_ADDR": "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock"} {
+			if got := scaler.Env["RETINUE_"+name]; got != want {
+				t.Errorf("RETINUE_%s is %q, not %q", name, got, want)
+			}
+		}
+	}
+	if got := fmt.Sprint(counts); *job.Update.MaxParallel != 0 || got != "map[broker:1 count:1 scaler:1 top:2 words:1]" {
+		t.Errorf("max_parallel %d, %s", *job.Update.MaxParallel, got)
+	}
+	// Items must not go past the first stage: there is a worker of it where it does not scale.
+	job, complaint = parse(t, spec, "-var", "max_count={ top = 2 }")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	for _, group := range job.TaskGroups {
+		if addr := group.Tasks[0].Env["RETINUE_COORDINATOR_ADDR"]; addr != "" {
+			t.Errorf("items that are put into %s go into another stage than the first", *group.Name)
+		}
+	}
+}
+
+// What a coordinator can do reaches it, as a variable of its own, and secrets come from the Nomad variable alone.
+func TestQueueSettingsReachTheCoordinator(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=cuts", "-var", "max_count=3", "-var", "queue_url=sqs://eu-central-1", "-var", "keep=7d", "-var", "split=true", "-var", "gather=albums", "-var", "to=parts",
+		"-var", `allow=["s3://in/a","/shared/in"]`, "-var", "artifacts=s3://out/b", "-var", "aws_credentials=true", "-var", "coordinator_config=schedule \"nightly\" { cron = \"30 3 * * *\" }")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	coordinator, scaler := job.TaskGroups[0].Tasks[0], job.TaskGroups[1].Tasks[0]
+	for name, want := range map[string]string{"KEEP": "7d", "SPLIT": "true", "GATHER": "albums", "TO": "parts", "ALLOW": "s3://in/a,/shared/in", "ARTIFACTS": "s3://out/b", "CONFIG": "${NOMAD_SECRETS_DIR}/queue.hcl"} {
+		if got := coordinator.Env["RETINUE_COORDINATOR_"+name]; got != want {
+			t.Errorf("RETINUE_COORDINATOR_%s is %q, not %q", name, got, want)
+		}
+	}
+	const key = `{{ with nomadVar "nomad/jobs/cuts" }}[default]` + "\n" + `aws_access_key_id = {{ .aws_access_key_id }}` + "\n" + `aws_secret_access_key = {{ .aws_secret_access_key }}`
+	for _, task := range []*nomad.Task{coordinator, scaler} {
+		found := map[string]string{}
+		for _, template := range task.Templates {
+			if *template.Perms != "600" {
+				t.Errorf("%s has the template %s with mode %s", task.Name, *template.DestPath, *template.Perms)
+			}
+			found[*template.DestPath] = *template.EmbeddedTmpl
+		}
+		if !strings.HasPrefix(found["secrets/aws-credentials"], key) || task.Env["AWS_SHARED_CREDENTIALS_FILE"] != "${NOMAD_SECRETS_DIR}/aws-credentials" {
+			t.Errorf("%s finds its key in %q: %q", task.Name, task.Env["AWS_SHARED_CREDENTIALS_FILE"], found["secrets/aws-credentials"])
+		}
+		if config := found["secrets/queue.hcl"]; (config == "work_queue \"cuts\" {\nschedule \"nightly\" { cron = \"30 3 * * *\" }\n}\n") != (task == coordinator) {
+			t.Errorf("%s has the configuration %q", task.Name, config)
+		}
+	}
+	if job, complaint = parse(t, spec); job == nil || job.TaskGroups[0].Tasks[0].Env["AWS_SHARED_CREDENTIALS_FILE"] != "" || len(job.TaskGroups[0].Tasks[0].Templates) != 1 {
+		t.Errorf("a queue that needs none of it: %s", complaint)
+	}
+
+	spec = filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue-pipeline", "work-queue-pipeline.nomad.hcl")
+	job, complaint = parse(t, spec, "-var", "job_name=p", "-var", `split=["words"]`, "-var", `gather=["count"]`, "-var", `coordinator_config={ words = "retry { crash_attempts = 9 }" }`, "-var", "artifacts=s3://out/b", "-var", "keep=36h", "-var", "aws_credentials=true")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	for _, group := range job.TaskGroups[:3] {
+		env := group.Tasks[0].Env
+		got := strings.Join([]string{env["RETINUE_COORDINATOR_TO"], env["RETINUE_COORDINATOR_SPLIT"], env["RETINUE_COORDINATOR_GATHER"], env["RETINUE_COORDINATOR_CONFIG"]}, " ")
+		want := map[string]string{"words": "p-count true  ${NOMAD_SECRETS_DIR}/queue.hcl", "count": "  p-top ", "top": "   "}[*group.Name]
+		if got != want || env["RETINUE_COORDINATOR_ALLOW"] != "s3://out/b" || env["RETINUE_COORDINATOR_KEEP"] != "36h" || env["AWS_SHARED_CREDENTIALS_FILE"] == "" {
+			t.Errorf("stage %s: %q, not %q: %v", *group.Name, got, want, env)
+		}
 	}
 }

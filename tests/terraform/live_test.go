@@ -306,7 +306,7 @@ func TestQueueModules(t *testing.T) {
 	}{
 		"work-queue":          {[]string{"-var", "wait=false", "-var", "replicas=1", "-var", `worker_args=["$${NOMAD_ALLOC_ID}"]`}, 2, map[string]string{"queue": `"terraform-queue"`, "broker_service": `"terraform-queue-broker"`}},
 		"work-queue-dispatch": {[]string{"-var", "driver=raw_exec", "-var", `worker_args=["$${NOMAD_META_retinue_item}"]`}, 1, map[string]string{"job_id": `"terraform-queue"`}},
-		"work-queue-pipeline": {[]string{"-var", "wait=false", "-var", "queue_url=redis://127.0.0.1:1"}, 3, map[string]string{"queues": `["terraform-queue-words","terraform-queue-count","terraform-queue-top"]`, "broker_service": `""`}},
+		"work-queue-pipeline": {[]string{"-var", "wait=false", "-var", "queue_url=redis://127.0.0.1:1", "-var", "max_count={words=2,top=1}", "-var", `coordinator_config={words="schedule \"nightly\" {\n cron = \"30 3 * * *\"\n body = \"$${x}\"\n}"}`}, 4, map[string]string{"queues": `["terraform-queue-words","terraform-queue-count","terraform-queue-top"]`, "broker_service": `""`}},
 		"lifecycle":           {[]string{"-var", "wait=false", "-var", "replicas=0"}, 1, map[string]string{"service": `"terraform-queue"`}},
 	} {
 		t.Run(pattern, func(t *testing.T) {

@@ -125,6 +125,9 @@ func TestWrongValues(t *testing.T) {
 	acl.run("init")
 	search, tree := newTerraform(t, "modules/scatter-gather"), newTerraform(t, "modules/scatter-gather-tree")
 	search.run("init")
+	queue, stages := newTerraform(t, "modules/work-queue"), newTerraform(t, "modules/work-queue-pipeline")
+	queue.run("init")
+	stages.run("init")
 	tree.run("init")
 	for _, test := range []struct {
 		tf        *terraform
@@ -145,6 +148,14 @@ func TestWrongValues(t *testing.T) {
 		{search, []string{"merge_format=xml"}, "must be ndjson, multipart or batch"},
 		{search, []string{"distinct_hosts=perhaps"}, "a bool is required"},
 		{tree, []string{"branches=1.5"}, "must be a whole number, 1 or more"},
+		{queue, []string{"min_count=3"}, "The min_count must not be above the max_count"},
+		{queue, []string{"max_count=-1"}, "must be a whole number, 0 or more"},
+		{queue, []string{"queue_url=ftp://x"}, "must begin with nats://"},
+		{queue, []string{"keep=soon"}, "must be a time like 7d"},
+		{stages, []string{"max_count={orc=3}"}, "There is no stage orc"},
+		{stages, []string{"max_count={words=1}", "min_count={words=2}"}, "The min_count of a stage must not be above its max_count"},
+		{stages, []string{"min_count={words=-1}"}, "must have whole numbers, 0 or more"},
+		{stages, []string{`gather=["top"]`}, "The last stage gathers into nothing"},
 		{acl, []string{"job_name=a", "pattern=queue"}, "must be elector, gather, coordinator or scaler"},
 		{acl, nil, `No value for required variable`},
 		{acl, []string{"job_name=a b"}, "lower-case letters, digits and dashes"},

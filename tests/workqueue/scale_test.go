@@ -46,9 +46,11 @@ func (q *queue) scaling(a *harness.Alloc) (st scale.Status) {
 	q.t.Helper()
 	harness.Eventually(q.t, time.Minute, "a scaler answers", func(ctx context.Context) error {
 		out, err := q.exec(ctx, a.ID, "scaler", q.command(), "queue", "scale", "--json")
-		if jsonErr := json.Unmarshal([]byte(out), &st); jsonErr != nil { // it exits with 1 in trouble
-			return errors.Join(err, jsonErr)
+		var all []scale.Status
+		if jsonErr := json.Unmarshal([]byte(out), &all); jsonErr != nil || len(all) == 0 { // it exits with 1 in trouble
+			return errors.Join(err, jsonErr, errors.New("nothing scales"))
 		}
+		st = all[0]
 		return nil
 	})
 	return st

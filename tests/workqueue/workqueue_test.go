@@ -25,10 +25,14 @@ import (
 	"retinue/coordinator/item"
 	"retinue/internal/demo/workqueue"
 	"retinue/internal/devcluster"
+	"retinue/tests/brokers"
 	"retinue/tests/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+func TestMain(m *testing.M) {
+	brokers.Main() // the test binary is the broker that kind kafka is
+	harness.Main(m)
+}
 
 var cluster = harness.Share(func(t harness.T) *harness.Cluster {
 	return harness.RunCluster(t, devcluster.Config{Servers: 1, Clients: 3, ACL: true})
@@ -68,6 +72,12 @@ type queue struct {
 // run gives a job its rights and its password, as the README says, and starts it.
 func run(t *testing.T, pattern, id string, allocs int, vars map[string]string) *queue {
 	t.Helper()
+	return runWith(t, pattern, id, allocs, vars, map[string]string{"password": rand.Text()})
+}
+
+// runWith is run with other secrets.
+func runWith(t *testing.T, pattern, id string, allocs int, vars, secrets map[string]string) *queue {
+	t.Helper()
 	c := cluster.Get(t)
 	if err := coordinator.Allow(c.Consul, id); err != nil {
 		t.Fatal(err)
@@ -75,7 +85,7 @@ func run(t *testing.T, pattern, id string, allocs int, vars map[string]string) *
 	if _, err := c.Consul.KV().DeleteTree("retinue/queues/"+id+"/", nil); err != nil { // of an earlier run of the same test
 		t.Fatal(err)
 	}
-	secret := &nomadapi.Variable{Path: "nomad/jobs/" + id, Items: map[string]string{"password": rand.Text()}}
+	secret := &nomadapi.Variable{Path: "nomad/jobs/" + id, Items: secrets}
 	if _, _, err := c.Nomad.Variables().Update(secret, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +200,7 @@ func (q *queue) until(stage string, count int) map[string]item.Record {
 // groups are those with a coordinator.
 func (q *queue) groups() (names []string) {
 	for _, a := range q.Allocs() {
-		if a.TaskGroup != "broker" && !slices.Contains(names, a.TaskGroup) {
+		if a.TaskGroup != "broker" && a.TaskGroup != "scaler" && !slices.Contains(names, a.TaskGroup) {
 			names = append(names, a.TaskGroup)
 		}
 	}
@@ -310,15 +320,28 @@ func TestDrainEndsWhatRuns(t *testing.T) {
 	}
 }
 
-// Three stages of the pipeline find the most frequent words, each item once in each.
+// Three stages of the pipeline find the most frequent words, each item once in each. Two of them scale themselves, from none and back, with
+// one scaler that has the rights of a scaler.
 func TestPipeline(t *testing.T) {
 	c := cluster.Get(t)
 	const count = 40
-	q := run(t, "work-queue-pipeline", "pipeline-raw-exec", 4, drivers["raw_exec"].vars(c))
-	q.put("words", 0, count)
+	allow(t, c, "scaler", "pipeline-raw-exec")
+	vars := mergeVars(drivers["raw_exec"].vars(c), map[string]string{"max_count": "{ words = 2, count = 1 }", "target_drain": "2s", "scale_cooldown": "4s", "drain_seconds": "5",
+		"stages": `[{ name = "words", count = 0, slots = 4, image = "", command = "", args = ["words"] }, { name = "count", count = 0, slots = 4, image = "", command = "", args = ["count"] },
+			{ name = "top", count = 1, slots = 4, image = "", command = "", args = ["top"] }]`})
+	q := run(t, "work-queue-pipeline", "pipeline-raw-exec", 3, vars)
+	q.put("scaler", 0, count)
 	q.until(q.ID+"-words", 5)
-	q.Kill(q.in("words")[0], "coordinator")
-	q.Kill(q.in("count")[0], "worker")
+	for group, task := range map[string]string{"words": "coordinator", "count": "worker"} {
+		harness.Eventually(t, time.Minute, "somebody works in "+group, func(context.Context) error {
+			up := q.in(group)
+			if len(up) == 0 {
+				return errors.New("nobody")
+			}
+			q.Kill(up[0], task)
+			return nil
+		})
+	}
 	for _, stage := range []string{"words", "count", "top"} {
 		if records := q.until(q.ID+"-"+stage, count); len(records) != count {
 			t.Errorf("stage %s has %d records of %d items", stage, len(records), count)
@@ -329,6 +352,18 @@ func TestPipeline(t *testing.T) {
 		rec := q.records(q.ID + "-top")[key]
 		if want := fmt.Sprintf(`[{"word":"line","count":%d}]`, 1+i%50); rec.State != item.Done || strings.TrimSpace(string(rec.Result)) != want {
 			t.Errorf("%s is %q: %s, want %s", key, rec.State, rec.Result, want)
+		}
+	}
+	harness.Eventually(t, time.Minute, "nobody works in the stages that scale", func(context.Context) error {
+		if words, count, top := q.in("words"), q.in("count"), q.in("top"); len(words)+len(count) != 0 || len(top) != 1 {
+			return fmt.Errorf("%d, %d and %d work", len(words), len(count), len(top))
+		}
+		return nil
+	})
+	why := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", q.ID, "-group", "scaler", "-task", "scaler", "scale")
+	for _, part := range []string{q.ID + "-words  group words: ", q.ID + "-count  group count: ", "0 to 2 workers", "0 to 1 workers"} {
+		if !strings.Contains(why, part) {
+			t.Errorf("the action says nothing of %q:\n%s", part, why)
 		}
 	}
 }

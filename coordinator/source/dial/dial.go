@@ -9,7 +9,9 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"retinue/coordinator/source"
@@ -22,6 +24,9 @@ import (
 
 // Schemes are the addresses that Open understands.
 const Schemes = "nats, tls, redis, rediss, amqp, amqps, stomp, stomps"
+
+// Others are those that only the larger program understands.
+const Others = "kafka, kafkas, sqs"
 
 // Open opens the queue of o at an address:
 //
@@ -79,9 +84,8 @@ func natsConfig(p *Address, o source.Options) (nats.Config, error) {
 
 // Elsewhere says what to do about a broker that only the larger program has; "" for any other.
 func Elsewhere(scheme string) string {
-	switch scheme {
-	case "kafka", "kafkas", "sqs":
-		return "use the program retinue-coordinator in place of `retinue coordinator`: the same flags, and this broker too"
+	if scheme != "" && slices.Contains(strings.Split(Others, ", "), scheme) {
+		return "put the program retinue-coordinator beside this one, which then becomes it, or use it in place of `retinue coordinator`: the same flags, and this broker too"
 	}
 	return ""
 }

@@ -5,8 +5,17 @@ locals {
     for name, value in {
       datacenters           = jsonencode(var.datacenters)
       stages                = jsonencode(var.stages)
+      max_count             = jsonencode(var.max_count)
+      min_count             = jsonencode(var.min_count)
+      scalers               = jsonencode(var.scalers)
+      scaler_resources      = jsonencode(var.scaler_resources)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
+      split                 = jsonencode(var.split)
+      gather                = jsonencode(var.gather)
+      allow                 = jsonencode(var.allow)
+      aws_credentials       = jsonencode(var.aws_credentials)
+      coordinator_config    = jsonencode(var.coordinator_config)
       coordinator_env       = jsonencode(var.coordinator_env)
       coordinator_resources = jsonencode(var.coordinator_resources)
       worker_env            = jsonencode(var.worker_env)
@@ -16,6 +25,12 @@ locals {
       broker_resources      = jsonencode(var.broker_resources)
     } : name => replace(replace(value, "$${", "$$${"), "%%{", "%%%{")
   }
+
+  # Names that belong to no stage.
+  strangers = setsubtract(
+    concat(keys(var.max_count), keys(var.min_count), keys(var.coordinator_config), var.split, var.gather),
+    [for stage in var.stages : stage.name],
+  )
 
   # Values of string variables are taken as they are.
   strings = {
@@ -29,7 +44,11 @@ locals {
     retinue_command    = var.retinue_command
     queue_url          = var.queue_url
     max_runtime        = var.max_runtime
+    target_drain       = var.target_drain
+    scale_cooldown     = var.scale_cooldown
     to                 = var.to
+    artifacts          = var.artifacts
+    keep               = var.keep
     commit             = var.commit
     volume             = var.volume
     volume_type        = var.volume_type
@@ -47,5 +66,22 @@ resource "nomad_job" "this" {
 
   hcl2 {
     vars = merge(local.expressions, local.strings)
+  }
+
+  lifecycle {
+    precondition {
+      condition     = length(local.strangers) == 0
+      error_message = "There is no stage ${join(", ", local.strangers)}: max_count, min_count, coordinator_config, split and gather go by the names of stages."
+    }
+
+    precondition {
+      condition     = alltrue([for name, count in var.min_count : count <= lookup(var.max_count, name, 0)])
+      error_message = "The min_count of a stage must not be above its max_count."
+    }
+
+    precondition {
+      condition     = var.to != "" || !contains(var.gather, var.stages[length(var.stages) - 1].name)
+      error_message = "The last stage gathers into nothing: name a queue with to."
+    }
   }
 }

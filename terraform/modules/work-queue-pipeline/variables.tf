@@ -44,7 +44,84 @@ variable "stages" {
     condition     = length([for stage in var.stages : stage.name if replace(stage.name, "/^[a-z0-9][a-z0-9-]{0,15}$/", "") != ""]) == 0
     error_message = "The names of stages must be 1 to 16 lower-case letters, digits and dashes."
   }
+
+  validation {
+    condition     = length([for stage in var.stages : stage.name if contains(["broker", "scaler"], stage.name)]) == 0
+    error_message = "No stage may be called broker or scaler: these are groups of the job."
+  }
+
+  validation {
+    condition     = length([for stage in var.stages : stage.name if stage.count < 0 || floor(stage.count) != stage.count || stage.slots < 1 || floor(stage.slots) != stage.slots]) == 0
+    error_message = "The count of a stage must be a whole number, 0 or more, and its slots 1 or more."
+  }
   nullable = false
+}
+
+variable "max_count" {
+  description = "Workers at most, by the names of the stages that are to scale themselves by what there is to do, such as { ocr = 50, pack = 4 }. A stage that is not named does not."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.max_count : stage if count < 0 || floor(count) != count]) == 0
+    error_message = "The max_count must have whole numbers, 0 or more, by the names of stages."
+  }
+  nullable = false
+}
+
+variable "min_count" {
+  description = "Workers at least, by the names of stages that scale themselves. A stage that is not named may have none."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.min_count : stage if count < 0 || floor(count) != count]) == 0
+    error_message = "The min_count must have whole numbers, 0 or more, by the names of stages."
+  }
+  nullable = false
+}
+
+variable "target_drain" {
+  description = "How long it may take to work off what is there: what the number of workers is computed from."
+  type        = string
+  default     = "60s"
+
+  validation {
+    condition     = replace(var.target_drain, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The target_drain must be a time like 30s or 1h30m."
+  }
+  nullable = false
+}
+
+variable "scale_cooldown" {
+  description = "How long fewer workers must have been enough before there are fewer."
+  type        = string
+  default     = "60s"
+
+  validation {
+    condition     = replace(var.scale_cooldown, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The scale_cooldown must be a time like 30s or 1h30m."
+  }
+  nullable = false
+}
+
+variable "scalers" {
+  description = "Number of scalers, when stages scale themselves. One of them leads."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.scalers >= 1 && floor(var.scalers) == var.scalers
+    error_message = "The scalers must be a whole number, 1 or more."
+  }
+  nullable = false
+}
+
+variable "scaler_resources" {
+  description = "CPU shares in MHz and memory in MB of a scaler."
+  type        = object({ cpu = number, memory = number })
+  default     = { cpu = 50, memory = 96 }
+  nullable    = false
 }
 
 variable "driver" {
@@ -100,37 +177,71 @@ variable "retinue_command" {
 }
 
 variable "queue_url" {
-  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  description = "A broker of your own, such as redis://redis.example.com:6379, kafka://kafka.example.com:9092 or sqs://eu-central-1. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
   type        = string
   default     = ""
-  nullable    = false
+
+  validation {
+    condition     = substr(var.queue_url, 0, 2) == "{{" || contains(["", "nats", "tls", "redis", "rediss", "amqp", "amqps", "stomp", "stomps", "kafka", "kafkas", "sqs"], split(":", var.queue_url)[0])
+    error_message = "The queue_url must begin with nats://, tls://, redis://, rediss://, amqp://, amqps://, stomp://, stomps://, kafka://, kafkas:// or sqs://, or be a Nomad template."
+  }
+  nullable = false
 }
 
 variable "attempts" {
   description = "Attempts that may fail before an item is a dead letter."
   type        = number
   default     = 5
-  nullable    = false
+
+  validation {
+    condition     = var.attempts >= 1 && floor(var.attempts) == var.attempts
+    error_message = "The attempts must be a whole number, 1 or more."
+  }
+  nullable = false
 }
 
 variable "max_runtime" {
   description = "How long one attempt may take."
   type        = string
   default     = "1h"
-  nullable    = false
+
+  validation {
+    condition     = replace(var.max_runtime, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The max_runtime must be a time like 30s or 1h30m."
+  }
+  nullable = false
 }
 
 variable "drain_seconds" {
   description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
   type        = number
   default     = 20
-  nullable    = false
+
+  validation {
+    condition     = var.drain_seconds >= 0 && floor(var.drain_seconds) == var.drain_seconds
+    error_message = "The drain_seconds must be a whole number, 0 or more."
+  }
+  nullable = false
 }
 
 variable "to" {
   description = "Queue after the last stage, on the same broker. Empty: none, the output stays in the item's record."
   type        = string
   default     = ""
+  nullable    = false
+}
+
+variable "split" {
+  description = "Names of stages that make a group of the messages of one item: a stage that gathers makes one item of it again."
+  type        = list(string)
+  default     = []
+  nullable    = false
+}
+
+variable "gather" {
+  description = "Names of stages whose next one gets one item for a whole group, when all its parts are committed, and none for a part."
+  type        = list(string)
+  default     = []
   nullable    = false
 }
 
@@ -172,8 +283,53 @@ variable "done" {
   nullable    = false
 }
 
+variable "allow" {
+  description = "Inputs by reference may lie below these addresses and folders, such as s3://pictures/in, https://files.example.com/in or /shared/in. Empty: an item is its input."
+  type        = list(string)
+  default     = []
+  nullable    = false
+}
+
+variable "artifacts" {
+  description = "Where the files of all outputs are uploaded, such as s3://pictures/out. Empty: outputs stay in records and messages, or in the shared folder."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = contains(["", "s3"], split(":", var.artifacts)[0])
+    error_message = "The artifacts must be like s3://BUCKET/PREFIX."
+  }
+  nullable = false
+}
+
+variable "aws_credentials" {
+  description = "Give the coordinators the key of S3, and of a queue on SQS: aws_access_key_id, aws_secret_access_key and, if it is there, aws_session_token of the Nomad variable nomad/jobs/<job_name>."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "keep" {
+  description = "How long records and outputs are kept, such as 7d. An item that comes again later is a new one. Empty: for ever."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = replace(var.keep, "/^([0-9.]+d|([0-9.]+(s|m|h))+)$/", "") == ""
+    error_message = "The keep must be a time like 7d or 36h, or empty."
+  }
+  nullable = false
+}
+
 variable "coordinator_env" {
   description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
+variable "coordinator_config" {
+  description = "What has no variable and no flag, such as schedules, by the names of stages: the inside of the work_queue block of the coordinators' configuration file. What variables say counts more. Nomad renders it as a template."
   type        = map(string)
   default     = {}
   nullable    = false
@@ -230,14 +386,24 @@ variable "broker_durability" {
   description = "When a message reaches the broker's disk: always, interval or process."
   type        = string
   default     = "always"
-  nullable    = false
+
+  validation {
+    condition     = contains(["always", "interval", "process"], var.broker_durability)
+    error_message = "The broker_durability must be always, interval or process."
+  }
+  nullable = false
 }
 
 variable "broker_disk" {
   description = "Disk in MB for the messages on the allocation's disk."
   type        = number
   default     = 1000
-  nullable    = false
+
+  validation {
+    condition     = var.broker_disk >= 10 && floor(var.broker_disk) == var.broker_disk
+    error_message = "The broker_disk must be a whole number, 10 or more."
+  }
+  nullable = false
 }
 
 variable "broker_resources" {

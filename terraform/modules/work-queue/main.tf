@@ -12,6 +12,9 @@ locals {
       slots                 = jsonencode(var.slots)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
+      split                 = jsonencode(var.split)
+      allow                 = jsonencode(var.allow)
+      aws_credentials       = jsonencode(var.aws_credentials)
       coordinator_env       = jsonencode(var.coordinator_env)
       coordinator_resources = jsonencode(var.coordinator_resources)
       worker_args           = jsonencode(var.worker_args)
@@ -42,6 +45,10 @@ locals {
     work               = var.work
     max_runtime        = var.max_runtime
     to                 = var.to
+    gather             = var.gather
+    artifacts          = var.artifacts
+    keep               = var.keep
+    coordinator_config = var.coordinator_config
     commit             = var.commit
     volume             = var.volume
     volume_type        = var.volume_type
@@ -61,5 +68,12 @@ resource "nomad_job" "this" {
 
   hcl2 {
     vars = merge(local.expressions, local.strings)
+  }
+
+  lifecycle {
+    precondition {
+      condition     = var.min_count <= var.max_count
+      error_message = "The min_count must not be above the max_count."
+    }
   }
 }

@@ -66,14 +66,24 @@ variable "target_drain" {
   description = "How long it may take to work off what is there: what the number of workers is computed from."
   type        = string
   default     = "60s"
-  nullable    = false
+
+  validation {
+    condition     = replace(var.target_drain, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The target_drain must be a time like 30s or 1h30m."
+  }
+  nullable = false
 }
 
 variable "scale_cooldown" {
   description = "How long fewer workers must have been enough before there are fewer."
   type        = string
   default     = "60s"
-  nullable    = false
+
+  validation {
+    condition     = replace(var.scale_cooldown, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The scale_cooldown must be a time like 30s or 1h30m."
+  }
+  nullable = false
 }
 
 variable "scalers" {
@@ -148,10 +158,15 @@ variable "retinue_command" {
 }
 
 variable "queue_url" {
-  description = "A broker of your own, such as redis://redis.example.com:6379 or amqp://user@rabbit.example.com/. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
+  description = "A broker of your own, such as redis://redis.example.com:6379, kafka://kafka.example.com:9092 or sqs://eu-central-1. Nomad renders it as a template, so a password can stay in a Nomad variable. Empty: the job runs a broker."
   type        = string
   default     = ""
-  nullable    = false
+
+  validation {
+    condition     = substr(var.queue_url, 0, 2) == "{{" || contains(["", "nats", "tls", "redis", "rediss", "amqp", "amqps", "stomp", "stomps", "kafka", "kafkas", "sqs"], split(":", var.queue_url)[0])
+    error_message = "The queue_url must begin with nats://, tls://, redis://, rediss://, amqp://, amqps://, stomp://, stomps://, kafka://, kafkas:// or sqs://, or be a Nomad template."
+  }
+  nullable = false
 }
 
 variable "mode" {
@@ -196,25 +211,54 @@ variable "attempts" {
   description = "Attempts that may fail before an item is a dead letter."
   type        = number
   default     = 5
-  nullable    = false
+
+  validation {
+    condition     = var.attempts >= 1 && floor(var.attempts) == var.attempts
+    error_message = "The attempts must be a whole number, 1 or more."
+  }
+  nullable = false
 }
 
 variable "max_runtime" {
   description = "How long one attempt may take."
   type        = string
   default     = "1h"
-  nullable    = false
+
+  validation {
+    condition     = replace(var.max_runtime, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The max_runtime must be a time like 30s or 1h30m."
+  }
+  nullable = false
 }
 
 variable "drain_seconds" {
   description = "How long a stop waits for what runs; the rest goes back to the queue. Nomad's max_kill_timeout must be 10 seconds more."
   type        = number
   default     = 20
-  nullable    = false
+
+  validation {
+    condition     = var.drain_seconds >= 0 && floor(var.drain_seconds) == var.drain_seconds
+    error_message = "The drain_seconds must be a whole number, 0 or more."
+  }
+  nullable = false
 }
 
 variable "to" {
   description = "Queue of the next stage, on the same broker. Empty: none, the output stays in the item's record."
+  type        = string
+  default     = ""
+  nullable    = false
+}
+
+variable "split" {
+  description = "The messages of one item to the next stage are a group, which gather of that stage or a later one makes one item again."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gather" {
+  description = "Queue that gets one item when all parts of a group are committed. Empty: none."
   type        = string
   default     = ""
   nullable    = false
@@ -258,10 +302,55 @@ variable "done" {
   nullable    = false
 }
 
+variable "allow" {
+  description = "Inputs by reference may lie below these addresses and folders, such as s3://pictures/in, https://files.example.com/in or /shared/in. Empty: an item is its input."
+  type        = list(string)
+  default     = []
+  nullable    = false
+}
+
+variable "artifacts" {
+  description = "Where the files of outputs are uploaded, such as s3://pictures/out. Empty: outputs stay in records and messages, or in the shared folder."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = contains(["", "s3"], split(":", var.artifacts)[0])
+    error_message = "The artifacts must be like s3://BUCKET/PREFIX."
+  }
+  nullable = false
+}
+
+variable "aws_credentials" {
+  description = "Give the coordinators the key of S3, and of a queue on SQS: aws_access_key_id, aws_secret_access_key and, if it is there, aws_session_token of the Nomad variable nomad/jobs/<job_name>."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "keep" {
+  description = "How long records and outputs are kept, such as 7d. An item that comes again later is a new one. Empty: for ever."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = replace(var.keep, "/^([0-9.]+d|([0-9.]+(s|m|h))+)$/", "") == ""
+    error_message = "The keep must be a time like 7d or 36h, or empty."
+  }
+  nullable = false
+}
+
 variable "coordinator_env" {
   description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
   type        = map(string)
   default     = {}
+  nullable    = false
+}
+
+variable "coordinator_config" {
+  description = "What has no variable and no flag, such as schedules: the inside of the work_queue block of the coordinators' configuration file. What variables say counts more. Nomad renders it as a template."
+  type        = string
+  default     = ""
   nullable    = false
 }
 
@@ -311,7 +400,12 @@ variable "worker_port" {
   description = "Loopback port of the worker in mode http and bridge mode. It finds its address in RETINUE_WORKER_LISTEN."
   type        = number
   default     = 9000
-  nullable    = false
+
+  validation {
+    condition     = var.worker_port >= 1 && var.worker_port <= 65535 && floor(var.worker_port) == var.worker_port
+    error_message = "The worker_port must be between 1 and 65535."
+  }
+  nullable = false
 }
 
 variable "worker_resources" {
@@ -344,14 +438,24 @@ variable "broker_durability" {
   description = "When a message reaches the broker's disk: always, interval or process."
   type        = string
   default     = "always"
-  nullable    = false
+
+  validation {
+    condition     = contains(["always", "interval", "process"], var.broker_durability)
+    error_message = "The broker_durability must be always, interval or process."
+  }
+  nullable = false
 }
 
 variable "broker_disk" {
   description = "Disk in MB for the messages on the allocation's disk."
   type        = number
   default     = 1000
-  nullable    = false
+
+  validation {
+    condition     = var.broker_disk >= 10 && floor(var.broker_disk) == var.broker_disk
+    error_message = "The broker_disk must be a whole number, 10 or more."
+  }
+  nullable = false
 }
 
 variable "broker_resources" {

@@ -12,7 +12,7 @@ import (
 )
 
 // Schemes are the addresses that Open understands.
-const Schemes = dial.Schemes + ", kafka, kafkas, sqs"
+const Schemes = dial.Schemes + ", " + dial.Others
 
 // Open opens the queue of o at an address: those of dial.Open, and
 //
