@@ -89,7 +89,7 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	if err == nil && c.cfg.Gather != "" {
 		err = c.groups().forget(ctx, now.Add(-c.cfg.Keep))
 	}
-	c.metrics.forgotten.Add(float64(n))
+	c.metrics.forgotten.Add(uint64(n))
 	return n, err
 }
 

@@ -205,7 +205,7 @@ func (t *timetable) tick(ctx context.Context, i int, tick, now time.Time) bool {
 	} else {
 		t.c.parts.Log.Debug("scheduled item", "schedule", s.Name, "id", s.id(tick), "how", how)
 	}
-	t.c.metrics.ticks.WithLabelValues(s.Name, how).Inc()
+	t.c.metrics.ticks.With(s.Name, how).Inc()
 	t.note(i, func(v *ScheduleView) {
 		v.How, v.LastID, v.Last, v.Error = how, s.id(tick), &tick, ""
 		if err != nil {

@@ -4,62 +4,47 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	prom "retinue/internal/metrics"
 )
 
 // metrics are what Prometheus sees of an elector.
 type metrics struct {
-	registry    *prometheus.Registry
-	transitions *prometheus.CounterVec
-	renewals    *prometheus.CounterVec
-	renewTime   prometheus.Histogram
-	commits     *prometheus.CounterVec
-	commitTime  prometheus.Histogram
-	watches     prometheus.Counter
+	set         *prom.Set
+	transitions *prom.Counters
+	renewals    *prom.Counters
+	renewTime   prom.Histogram
+	commits     *prom.Counters
+	commitTime  prom.Histogram
+	watches     *prom.Counter
 }
 
 func newMetrics(el *Elector) *metrics {
-	labels := prometheus.Labels{"app": el.cfg.App}
-	counter := func(name, help string, by ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "retinue_elector_" + name, Help: help, ConstLabels: labels}, by)
-	}
-	histogram := func(name, help string) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: "retinue_elector_" + name, Help: help, ConstLabels: labels, Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)})
-	}
+	set, times := prom.New("app", el.cfg.App), prom.Exponential(0.0005, 2, 14)
 	m := &metrics{
-		registry:    prometheus.NewRegistry(),
-		transitions: counter("transitions_total", "Changes of elections, by kind.", "election", "event"),
-		renewals:    counter("session_renewals_total", "Renewals of the Consul session, by outcome.", "outcome"),
-		renewTime:   histogram("session_renewal_seconds", "How long Consul took to answer a renewal."),
-		commits:     counter("transactions_total", "Transactions sent to Consul, by outcome.", "outcome"),
-		commitTime:  histogram("transaction_seconds", "How long Consul took to answer a transaction."),
-		watches:     counter("watch_wakeups_total", "Answers to the blocking query.").WithLabelValues(),
+		set:         set,
+		transitions: set.Counters("retinue_elector_transitions_total", "Changes of elections, by kind.", "election", "event"),
+		renewals:    set.Counters("retinue_elector_session_renewals_total", "Renewals of the Consul session, by outcome.", "outcome"),
+		renewTime:   set.Histogram("retinue_elector_session_renewal_seconds", "How long Consul took to answer a renewal.", times),
+		commits:     set.Counters("retinue_elector_transactions_total", "Transactions sent to Consul, by outcome.", "outcome"),
+		commitTime:  set.Histogram("retinue_elector_transaction_seconds", "How long Consul took to answer a transaction.", times),
+		watches:     set.Counter("retinue_elector_watch_wakeups_total", "Answers to the blocking query."),
 	}
-	m.registry.MustRegister(m.transitions, m.renewals, m.renewTime, m.commits, m.commitTime, m.watches, &electionCollector{el: el,
-		leader:    prometheus.NewDesc("retinue_elector_leader", "1 while this elector's application leads, by the clock.", []string{"election"}, labels),
-		token:     prometheus.NewDesc("retinue_elector_fencing_token", "Token of the leadership held here; 0 when none.", []string{"election"}, labels),
-		remaining: prometheus.NewDesc("retinue_elector_lease_remaining_seconds", "What is left of the lease held here.", []string{"election"}, labels),
-		connected: prometheus.NewDesc("retinue_elector_connected", "1 while the Consul session is confirmed.", nil, labels)},
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	set.Scrape(el.show)
 	return m
 }
 
-func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
-}
+func (m *metrics) handler() http.Handler { return prom.Handler(m.set) }
 
-func (m *metrics) event(ev Event) { m.transitions.WithLabelValues(ev.Election, string(ev.Type)).Inc() }
+func (m *metrics) event(ev Event) { m.transitions.With(ev.Election, string(ev.Type)).Inc() }
 
 func (m *metrics) renewed(took time.Duration, err error) {
-	m.renewTime.Observe(took.Seconds())
-	m.renewals.WithLabelValues(outcome(err)).Inc()
+	m.renewTime.Observe(took)
+	m.renewals.With(outcome(err)).Inc()
 }
 
 func (m *metrics) committed(took time.Duration, err error) {
-	m.commitTime.Observe(took.Seconds())
-	m.commits.WithLabelValues(outcome(err)).Inc()
+	m.commitTime.Observe(took)
+	m.commits.With(outcome(err)).Inc()
 }
 
 func (m *metrics) watched() { m.watches.Inc() }
@@ -74,38 +59,22 @@ func outcome(err error) string {
 	return "no_answer"
 }
 
-// electionCollector reads the published views at scrape time: what it reports is true by the clock.
-type electionCollector struct {
-	el                                  *Elector
-	leader, token, remaining, connected *prometheus.Desc
-}
-
-// Describe implements prometheus.Collector.
-func (c *electionCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.leader, c.token, c.remaining, c.connected} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c *electionCollector) Collect(ch chan<- prometheus.Metric) {
-	now := c.el.clock.Now()
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	for _, name := range c.el.cfg.Elections {
-		v := c.el.feed.view(name)
+// show reads the published views at scrape time: what it reports is true by the clock.
+func (el *Elector) show(p *prom.Page) {
+	now := el.clock.Now()
+	for _, name := range el.cfg.Elections {
+		v := el.feed.view(name)
 		leads, remaining := 0.0, 0.0
 		if v.Role(now) == Leader {
 			leads, remaining = 1, v.Deadline.Sub(now).Seconds()
 		}
-		gauge(c.leader, leads, name)
-		gauge(c.token, float64(v.Token), name)
-		gauge(c.remaining, remaining, name)
+		p.Gauge("retinue_elector_leader", "1 while this elector's application leads, by the clock.", leads, "election", name)
+		p.Gauge("retinue_elector_fencing_token", "Token of the leadership held here; 0 when none.", float64(v.Token), "election", name)
+		p.Gauge("retinue_elector_lease_remaining_seconds", "What is left of the lease held here.", remaining, "election", name)
 	}
 	connected := 0.0
-	if c.el.feed.info.Load().Connected {
+	if el.feed.info.Load().Connected {
 		connected = 1
 	}
-	gauge(c.connected, connected)
+	p.Gauge("retinue_elector_connected", "1 while the Consul session is confirmed.", connected)
 }

@@ -8,12 +8,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"retinue/internal/hint"
 	"retinue/internal/listen"
+	"retinue/internal/metrics"
 )
 
 // Handler returns the HTTP interface of a process with one scaler or several: GET /v1/scale (a list with a Status of each), /metrics,
@@ -45,12 +42,13 @@ func Handler(scalers ...*Scaler) http.Handler {
 		}
 		verdict(w, true, "")
 	})
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var sets []*metrics.Set
 	for _, s := range scalers {
-		registry.MustRegister(newCollector(s))
+		set := metrics.New("queue", s.cfg.Queue, "group", s.cfg.Group)
+		set.Scrape(s.show)
+		sets = append(sets, set)
 	}
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metrics.Handler(sets...))
 	return http.NewCrossOriginProtection().Handler(mux)
 }
 
@@ -69,55 +67,30 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v) // the client is gone when it fails
 }
 
-// collector shows a status to Prometheus. Of the scalers of a queue, the one that leads shows the decision.
-type collector struct {
-	s                                                              *Scaler
-	leader, items, service, count, running, wanted, trouble, total *prometheus.Desc
-}
-
-func newCollector(s *Scaler) *collector {
-	labels := prometheus.Labels{"queue": s.cfg.Queue, "group": s.cfg.Group}
-	desc := func(name, help string, by ...string) *prometheus.Desc {
-		return prometheus.NewDesc("retinue_scaler_"+name, help, by, labels)
-	}
-	return &collector{s: s,
-		leader:  desc("leader", "1 on the scaler that leads."),
-		items:   desc("items", "Items that wait or are in flight."),
-		service: desc("service_seconds", "Time of an item in a slot, by which the count is computed."),
-		count:   desc("count", "Count of the group at Nomad."),
-		running: desc("running", "Allocations of the group that run."),
-		wanted:  desc("wanted", "Workers: formula is what the work asks for, limited what all limits allow.", "after"),
-		trouble: desc("trouble", "1 while something keeps the scaler from working."),
-		total:   desc("changes_total", "Changes of the count, and attempts at it, by what came of them.", "result")}
-}
-
-// Describe implements prometheus.Collector.
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.leader, c.items, c.service, c.count, c.running, c.wanted, c.trouble, c.total} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	st := c.s.Status()
-	gauge := func(d *prometheus.Desc, v float64, by ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, by...)
-	}
+// show tells Prometheus the status. Of the scalers of a queue, the one that leads shows the decision.
+func (s *Scaler) show(p *metrics.Page) {
+	st := s.Status()
 	leads := st.Leader == st.Scaler
-	gauge(c.leader, one(leads))
-	gauge(c.trouble, one(st.Trouble != ""))
-	for result, n := range map[string]uint64{"up": st.Changes.Up, "down": st.Changes.Down, "blocked": st.Changes.Blocked, "failed": st.Changes.Failed} {
-		ch <- prometheus.MustNewConstMetric(c.total, prometheus.CounterValue, float64(n), result)
+	p.Gauge("retinue_scaler_leader", "1 on the scaler that leads.", one(leads))
+	p.Gauge("retinue_scaler_trouble", "1 while something keeps the scaler from working.", one(st.Trouble != ""))
+	changes := func(result string, n uint64) {
+		p.Counter("retinue_scaler_changes_total", "Changes of the count, and attempts at it, by what came of them.", float64(n), "result", result)
 	}
-	if d := st.Decision; d != nil && leads {
-		gauge(c.items, float64(d.Items))
-		gauge(c.service, d.ServiceS)
-		gauge(c.count, float64(d.Seen.Count))
-		gauge(c.running, float64(d.Seen.Running))
-		gauge(c.wanted, float64(d.Wanted), "formula")
-		gauge(c.wanted, float64(d.Count), "limited")
+	changes("up", st.Changes.Up)
+	changes("down", st.Changes.Down)
+	changes("blocked", st.Changes.Blocked)
+	changes("failed", st.Changes.Failed)
+	d := st.Decision
+	if d == nil || !leads {
+		return
 	}
+	p.Gauge("retinue_scaler_items", "Items that wait or are in flight.", float64(d.Items))
+	p.Gauge("retinue_scaler_service_seconds", "Time of an item in a slot, by which the count is computed.", d.ServiceS)
+	p.Gauge("retinue_scaler_count", "Count of the group at Nomad.", float64(d.Seen.Count))
+	p.Gauge("retinue_scaler_running", "Allocations of the group that run.", float64(d.Seen.Running))
+	const wanted = "Workers: formula is what the work asks for, limited what all limits allow."
+	p.Gauge("retinue_scaler_wanted", wanted, float64(d.Wanted), "after", "formula")
+	p.Gauge("retinue_scaler_wanted", wanted, float64(d.Count), "after", "limited")
 }
 
 func one(is bool) float64 {
