@@ -102,7 +102,7 @@ func TestInputsAndArtifacts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text := readAll(t, resp); !strings.Contains(text, `retinue_queue_inputs_total{outcome="fetched",queue="second"} 1`) {
+	if text := readAll(t, resp); !strings.Contains(text, `retinue_queue_inputs_total{queue="second",outcome="fetched"} 1`) {
 		t.Errorf("metrics: %s", text)
 	}
 }

@@ -1,8 +1,7 @@
-// Command retinue-coordinator is `retinue coordinator` with every broker
-// linked, Kafka and SQS included. It is a program of its own because their
-// libraries would make each helper beside each container larger. Where both are
-// in one folder, `retinue coordinator` and `retinue scaler` become this program
-// for a queue on one of these brokers.
+// Command retinue-coordinator is `retinue coordinator` alone, with every broker
+// linked, Kafka and SQS included: those would make all of retinue larger, and
+// all of retinue this. Where both are in one folder, `retinue coordinator` and
+// `retinue scaler` become this program.
 package main
 
 import (

@@ -7,26 +7,19 @@ import (
 	"syscall"
 
 	"retinue/coordinator/command"
-	"retinue/coordinator/source/dial"
 )
 
-// become replaces this process by a smaller or larger program for the same command line, where there is one in the same folder. It
-// returns in every other case: then this program does what it can. It has to come before any signal is caught: one that this process
-// had taken would be lost.
+// become replaces this process by a program for this one verb, where there is one in the same folder: it lives as long as its
+// allocation, and is the same with less memory, or with more brokers. It returns in every other case: then this program does what it
+// can. It has to come before any signal is caught: one that this process had taken would be lost.
 func become(args []string) {
 	switch {
-	case len(args) < 2:
-	case serves(args[1:]):
+	case len(args) < 2 || len(args) > 2 && (args[2] == "-h" || args[2] == "--help"):
+	case args[1] == "elector" && (len(args) == 2 || args[2] == "run" || strings.HasPrefix(args[2], "-")): // it serves
 		replaceBy("retinue-elector", args)
-	case dial.Elsewhere(command.SchemeOf(args[1], args[2:], os.LookupEnv)) != "":
+	case args[1] == "coordinator", args[1] == "scaler":
 		replaceBy(command.Program, args)
 	}
-}
-
-// serves says whether this is the command line of an elector that serves, and lives as long as its allocation: retinue-elector is the
-// same with less memory.
-func serves(args []string) bool {
-	return args[0] == "elector" && (len(args) == 1 || args[1] == "run" || strings.HasPrefix(args[1], "-") && args[1] != "-h" && args[1] != "--help")
 }
 
 // replaceBy makes this process run a program of one verb, which is told by its name what was called.

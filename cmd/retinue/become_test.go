@@ -66,53 +66,39 @@ func TestElectorBecomesTheSmallProgram(t *testing.T) {
 	}
 }
 
-// A queue on Kafka or SQS makes the helpers of a work queue the program that has these brokers, wherever the address is said. What asks,
-// is wrong or has another broker does not; without that program it is told what to do.
+// The helpers of a work queue become the program that has every broker, with the same arguments and environment; what asks does not.
+// Without that program retinue does what it can, and tells what to do where it has not got the broker.
 func TestCoordinatorBecomesTheOneWithEveryBroker(t *testing.T) {
 	retinue := beside(t)
-	config := filepath.Join(filepath.Dir(retinue), "q.hcl")
-	if err := os.WriteFile(config, []byte("work_queue \"q\" {\n  source {\n    broker = \"sqs://us-east-1\"\n  }\n}\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	call := func(line string) string {
-		var env []string
-		for env = append(os.Environ(), "RETINUE_TEST_MAIN=1", "NOMAD_ALLOC_DIR="); strings.Contains(strings.SplitN(line, " ", 2)[0], "="); {
-			name, rest, _ := strings.Cut(line, " ")
-			env, line = append(env, name), rest
-		}
 		cmd := exec.Command(retinue, strings.Fields(line)...)
-		cmd.Env = env
+		cmd.Env = append(os.Environ(), "RETINUE_TEST_MAIN=1", "NOMAD_ALLOC_DIR=", "RETINUE_COORDINATOR_QUEUE=here")
 		out, _ := cmd.CombinedOutput()
 		return string(out)
 	}
-	const elsewhere, became = "put the program retinue-coordinator beside this one", "it has every broker:"
-	http := " --mode http --url http://x/ --commit none"
-	if out := call("coordinator --queue q --broker kafka://h:1" + http); !strings.Contains(out, elsewhere) {
-		t.Errorf("without the program:\n%s", out)
+	const http = " --mode http --url http://x/ --commit none"
+	for line, want := range map[string]string{
+		"coordinator --broker kafka://h:1" + http:   "put the program retinue-coordinator beside this one",
+		"coordinator --broker nothing://h:1" + http: "(and with retinue-coordinator beside this program kafka, kafkas, sqs)",
+		"scaler": "no queue named",
+	} {
+		if out := call(line); !strings.Contains(out, want) {
+			t.Errorf("%s without the program: not %q:\n%s", line, want, out)
+		}
 	}
-	if err := os.WriteFile(retinue+"-coordinator", []byte("#!/bin/sh\necho "+became+" \"$@\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(retinue+"-coordinator", []byte("#!/bin/sh\necho alone $RETINUE_COORDINATOR_QUEUE: \"$@\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for line, want := range map[string]string{
-		"coordinator --broker kafka://h:1 --queue q -- work --broker=x":                     became + " --broker kafka://h:1 --queue q -- work --broker=x\n",
-		"coordinator --broker=kafkas://h:1":                                                 became,
-		"RETINUE_COORDINATOR_BROKER=sqs:// coordinator --queue q":                           became + " --queue q\n",
-		"RETINUE_COORDINATOR_BROKER=sqs:// coordinator --broker ftp://h" + http:             "queue name \"\"",
-		"coordinator --config " + config:                                                    became,
-		"RETINUE_COORDINATOR_CONFIG=" + config + " coordinator":                             became,
-		"coordinator --config " + config + " --broker ftp://h" + http:                       "\"ftp\" is unknown",
-		"coordinator --config /no/such/file --broker sqs://":                                "/no/such/file",
-		"RETINUE_SCALER_BROKER=kafka://h:1 scaler":                                          became,
-		"scaler --broker sqs://us-east-1 --queue q":                                         became,
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 scaler":                                     "no queue named",
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 coordinator --help":                         "Examples:",
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 coordinator --nonsense":                     "`retinue coordinator --help`",
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 RETINUE_COORDINATOR_SLOTS=many coordinator": "RETINUE_COORDINATOR_SLOTS",
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 queue stats":                                "no coordinator named",
-		"RETINUE_COORDINATOR_BROKER=kafka://h:1 worker":                                     "no command to run",
-		"coordinator --queue q --broker nothing://h" + http:                                 "(and with retinue-coordinator beside this program kafka, kafkas, sqs)",
+		"coordinator --broker kafka://h:1 -- work --broker=x": "alone here: --broker kafka://h:1 -- work --broker=x\n",
+		"coordinator":        "alone here:\n",
+		"scaler --group a":   "alone here: --group a\n",
+		"coordinator --help": "Examples:",
+		"scaler -h":          "Examples:",
+		"queue stats":        "no coordinator named",
+		"worker":             "no command to run",
 	} {
-		if out := call(line); !strings.Contains(out, want) || strings.HasPrefix(want, became) != strings.HasPrefix(out, became) {
+		if out := call(line); !strings.Contains(out, want) || strings.HasPrefix(want, "alone") != strings.HasPrefix(out, "alone") {
 			t.Errorf("%s: not %q:\n%s", line, want, out)
 		}
 	}

@@ -7,12 +7,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/memory"
 	"retinue/internal/cli"
-	"retinue/internal/envflag"
 	"retinue/internal/hint"
 )
 
@@ -46,34 +43,4 @@ func (b Brokers) open(url string) (func(source.Options) (source.Source, error), 
 		defer cancel()
 		return b.Open(ctx, url, o)
 	}, nil
-}
-
-// SchemeOf is the scheme of the broker's address that a command line names, `retinue VERB ARGS`, by a flag, the environment or the
-// file of --config. It is "" where none is named, for other verbs, and where the command line asks for help or is wrong.
-func SchemeOf(verb string, args []string, lookup func(string) (string, bool)) string {
-	var cmd *cobra.Command
-	var address func() string
-	switch verb {
-	case "coordinator":
-		c, f := newCoordinator(Brokers{})
-		cmd, address = c, func() string {
-			s, err := f.settings(nil, func(string) string { return "" })
-			if err != nil {
-				return ""
-			}
-			return s.Source.Broker
-		}
-	case "scaler":
-		c, f := newScaler(Brokers{})
-		cmd, address = c, func() string { return f.broker }
-	default:
-		return ""
-	}
-	root := &cobra.Command{Use: "retinue"} // the environment's names begin with it
-	root.AddCommand(cmd)
-	if cmd.ParseFlags(args) != nil || envflag.Apply(cmd, lookup) != nil {
-		return ""
-	}
-	scheme, _, _ := strings.Cut(address(), ":")
-	return scheme
 }
