@@ -17,7 +17,7 @@ func TestBoard(t *testing.T) {
 	}{
 		{position{0, 1, 7}, "a", &mark{lease: 10 * time.Second}},
 		{position{0, 1, 8}, "a", &mark{lease: time.Second}},
-		{position{0, 1, 9}, "a", &mark{due: now.Add(5 * time.Second), handed: true}},
+		{position{0, 1, 9}, "a", &mark{due: now.Add(5 * time.Second), handed: 1}},
 		{position{0, 1, 7}, "a", nil},
 		{position{1, 1, 3}, "b", &mark{lease: time.Second}},
 		{position{1, 1, 3}, "a", &mark{lease: time.Second}},
@@ -62,7 +62,7 @@ func TestBoard(t *testing.T) {
 			t.Errorf("the next is at %v", at)
 		}
 		key := keyOf(position{0, 1, 9}, "a")
-		if e := b.open[key]; !e.handed || e.deadline != time.UnixMilli(now.Add(5*time.Second).UnixMilli()) {
+		if e := b.open[key]; e.handed != 1 || e.deadline != time.UnixMilli(now.Add(5*time.Second).UnixMilli()) {
 			t.Errorf("%+v", e)
 		}
 	}

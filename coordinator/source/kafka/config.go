@@ -59,6 +59,9 @@ type Config struct {
 	Partitions int
 	// Replicas of a topic that is made. Default: the broker's.
 	Replicas int
+	// Groups is share or classic; auto, the default, is what the queue was made with, and for a new one share where the brokers
+	// have share groups.
+	Groups string
 	// Session is how long a consumer that is not heard of keeps its partitions. Default 6s, the least that Kafka's own default allows.
 	Session time.Duration
 	source.Options
@@ -95,6 +98,13 @@ func (c *Config) complete() (place, error) {
 	}
 	if c.trim == 0 {
 		c.trim = time.Minute
+	}
+	switch c.Groups {
+	case "":
+		c.Groups = groupsAuto
+	case groupsAuto, groupsShare, groupsClassic:
+	default:
+		return place{}, fmt.Errorf("%w: groups %q: auto, share and classic are possible", source.ErrConfig, c.Groups)
 	}
 	if c.Session == 0 {
 		c.Session = 6 * time.Second
@@ -204,33 +214,14 @@ func (s *Source) topic(class int) string {
 
 func (s *Source) marksTopic() string { return s.place.prefix + "." + s.cfg.Queue + ".marks" }
 
-// declare makes the topics that do not exist, and learns how large a message may be.
+// declare makes the topics that do not exist, and learns of which kind the queue is and how large a message may be.
 func (s *Source) declare(ctx context.Context) error {
-	var topics []string
-	for class := range s.cfg.Classes {
-		topics = append(topics, s.topic(class))
-	}
-	make := func(topics []string, config map[string]string) error {
-		values := map[string]*string{}
-		for k, v := range config {
-			values[k] = &v
-		}
-		made, err := s.admin.CreateTopics(ctx, int32(s.cfg.Partitions), int16(s.cfg.Replicas), values, topics...)
-		if err != nil {
-			return err
-		}
-		for _, t := range made {
-			if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
-				return fmt.Errorf("create topic %s: %w", t.Topic, t.Err)
-			}
-		}
-		return nil
-	}
 	// What nobody has finished must not go: who watches over the marks deletes what is finished.
-	if err := make(topics, map[string]string{"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": fmt.Sprint(maxTopic)}); err != nil {
+	topics := s.topics()
+	if err := s.create(ctx, map[string]string{"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": fmt.Sprint(maxTopic)}, topics...); err != nil {
 		return err
 	}
-	if err := make([]string{s.marksTopic()}, map[string]string{"cleanup.policy": "compact"}); err != nil {
+	if err := s.declareMarks(ctx); err != nil {
 		return err
 	}
 	s.maxBody = s.largest(ctx, topics) - overhead

@@ -18,6 +18,7 @@ import (
 
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/sourcetest"
+	"retinue/coordinator/source/sourcetest/kafkafake"
 )
 
 const (
@@ -41,14 +42,20 @@ const (
 	session    = time.Second
 )
 
+// shareConfig is as short as session for share groups, with the limits that Kafka has by itself.
+var shareConfig = map[string]string{
+	"group.share.record.lock.duration.ms": fmt.Sprint(4 * session.Milliseconds()), "share.record.lock.sweep.interval.ms": "200",
+	"group.share.session.timeout.ms": "10000", "group.share.heartbeat.interval.ms": "1000",
+}
+
 // serve is a broker: a fake one, which is not Kafka, but speaks its protocol and keeps what it confirmed.
 func serve() error {
 	port, err := strconv.Atoi(os.Getenv(portVariable))
 	if err != nil {
 		return err
 	}
-	cluster, err := kfake.NewCluster(
-		kfake.Ports(port), kfake.DataDir(os.Getenv(folderVariable)), kfake.SyncWrites(), kfake.EnableSASL(), kfake.GroupMinSessionTimeout(session),
+	cluster, err := kafkafake.NewCluster(os.Getenv(folderVariable),
+		kfake.Ports(port), kfake.EnableSASL(), kfake.GroupMinSessionTimeout(session), kfake.BrokerConfigs(shareConfig),
 		kfake.Superuser("SCRAM-SHA-256", "u", "p"), kfake.Superuser("PLAIN", "u", "p"), kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)),
 	)
 	if err != nil {
@@ -79,6 +86,15 @@ func start(t *testing.T) (addr string, srv *sourcetest.Server) {
 }
 
 func TestContract(t *testing.T) {
+	for _, groups := range []string{groupsClassic, groupsShare} {
+		t.Run(groups, func(t *testing.T) {
+			t.Parallel()
+			contract(t, groups)
+		})
+	}
+}
+
+func contract(t *testing.T, groups string) {
 	addr, srv := start(t)
 	open := func(ctx context.Context, c Config) (source.Source, error) {
 		s, err := Open(ctx, c)
@@ -90,7 +106,7 @@ func TestContract(t *testing.T) {
 	sourcetest.Run(t, sourcetest.Harness{
 		Lease: 4 * session, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
-			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Options: o}
+			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Groups: groups, Options: o}
 			if via != "" {
 				c.URL = at(via, "p")
 				// The server tells its own address to everybody, which would be past a proxy.

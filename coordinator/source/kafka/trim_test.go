@@ -14,7 +14,7 @@ func TestTrim(t *testing.T) {
 	addr, _ := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, trim: 50 * time.Millisecond, Options: source.Options{Queue: "q", Lease: time.Minute}})
+	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Groups: groupsClassic, trim: 50 * time.Millisecond, Options: source.Options{Queue: "q", Lease: time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}

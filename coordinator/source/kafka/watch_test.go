@@ -15,7 +15,7 @@ func TestLateWatcher(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	const lease = 2 * time.Second
-	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Options: source.Options{Queue: "q", Lease: lease}})
+	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Groups: groupsClassic, Options: source.Options{Queue: "q", Lease: lease}})
 	if err != nil {
 		t.Fatal(err)
 	}
