@@ -260,7 +260,7 @@ func explain(err error) error {
 	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.GroupAuthorizationFailed),
 		errors.Is(err, kerr.ClusterAuthorizationFailed), errors.Is(err, kerr.IllegalSaslState), errors.Is(err, kerr.UnsupportedSaslMechanism):
 		return hint.Wrap(fmt.Errorf("%w: %w", source.ErrAccess, err),
-			"check user, password and mechanism; the user needs Create, Read, Write, Describe and Delete on the topics and Read on the groups that begin with the prefix")
+			"check user, password and mechanism; the user needs Create, Read, Write, Describe, DescribeConfigs and Delete on the topics, and Read and (for share groups) AlterConfigs on the groups that begin with the prefix")
 	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
 		return fmt.Errorf("%w: %w", source.ErrTooLarge, err)
 	case errors.Is(err, kerr.InvalidSessionTimeout):

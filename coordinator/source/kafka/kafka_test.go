@@ -44,7 +44,7 @@ const (
 
 // shareConfig is as short as session for share groups, with the limits that Kafka has by itself.
 var shareConfig = map[string]string{
-	"group.share.record.lock.duration.ms": fmt.Sprint(4 * session.Milliseconds()), "share.record.lock.sweep.interval.ms": "200",
+	"group.share.record.lock.duration.ms": fmt.Sprint(2 * session.Milliseconds()), "share.record.lock.sweep.interval.ms": "200",
 	"group.share.session.timeout.ms": "10000", "group.share.heartbeat.interval.ms": "1000",
 }
 
@@ -95,6 +95,10 @@ func TestContract(t *testing.T) {
 }
 
 func contract(t *testing.T, groups string) {
+	lease := 4 * session
+	if groups == groupsShare {
+		lease /= 2
+	}
 	addr, srv := start(t)
 	open := func(ctx context.Context, c Config) (source.Source, error) {
 		s, err := Open(ctx, c)
@@ -104,7 +108,7 @@ func contract(t *testing.T, groups string) {
 		return s, nil
 	}
 	sourcetest.Run(t, sourcetest.Harness{
-		Lease: 4 * session, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
+		Lease: lease, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
 			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Groups: groups, Options: o}
 			if via != "" {

@@ -33,7 +33,7 @@ func (s *Source) wanted(ctx context.Context) (kind string, err error) {
 	if s.cfg.Groups == groupsClassic {
 		return groupsClassic, nil
 	}
-	missing, err := s.missing(ctx)
+	missing, err := s.missing(ctx, true)
 	switch {
 	case err != nil:
 		return "", err
@@ -45,23 +45,21 @@ func (s *Source) wanted(ctx context.Context) (kind string, err error) {
 	return "", hint.Wrap(fmt.Errorf("%w: %s", source.ErrConfig, missing), "share groups need Kafka 4.2 or newer with the feature share.version=1; groups=classic works on every version")
 }
 
-// missing says what share groups lack on these brokers; "" for nothing.
-func (s *Source) missing(ctx context.Context) (string, error) {
+// missing says what share groups lack on the brokers; "" for nothing. Not all: those that are down may be left out.
+func (s *Source) missing(ctx context.Context, all bool) (string, error) {
 	// With renewal of locks (KIP-1222) and the lag of a group (KIP-1226).
 	needs := map[kmsg.Key]int16{kmsg.ShareGroupHeartbeat: 1, kmsg.ShareFetch: 2, kmsg.ShareAcknowledge: 2, kmsg.DescribeShareGroupOffsets: 1}
 	brokers, err := s.admin.ApiVersions(ctx)
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(func() (errs []error) {
-		for _, b := range brokers {
-			errs = append(errs, b.Err)
-		}
-		return errs
-	}()...); err != nil {
-		return "", err
-	}
 	for _, b := range brokers {
+		if b.Err != nil && all {
+			return "", b.Err
+		}
+		if b.Err != nil {
+			continue
+		}
 		for key, version := range needs {
 			if max, ok := b.KeyMaxVersion(int16(key)); !ok || max < version {
 				return fmt.Sprintf("broker %d knows no %s %d", b.NodeID, key.Name(), version), nil
@@ -110,8 +108,12 @@ func (s *Source) declareMarks(ctx context.Context) error {
 			"a queue keeps the kind with which it was made: drain it and delete its topics and groups, or leave groups out of the address")
 	}
 	if s.shared = kind == groupsShare; s.shared {
-		if missing, err := s.missing(ctx); err != nil || missing != "" {
-			return errors.Join(err, fmt.Errorf("%w: queue %s has share groups, and %s", source.ErrConfig, s.cfg.Queue, missing))
+		missing, err := s.missing(ctx, false)
+		if err != nil {
+			return err
+		}
+		if missing != "" {
+			return fmt.Errorf("%w: queue %s has share groups, and %s", source.ErrConfig, s.cfg.Queue, missing)
 		}
 	}
 	return nil

@@ -189,6 +189,9 @@ func (l *link) serve(life context.Context) error {
 			err = hint.Wrap(fmt.Errorf("%w: group %s is no share group: %w", source.ErrConfig, l.p.topic, err),
 				"a consumer of an older version may have made it: stop all of them and delete the group")
 		}
+		if errors.Is(err, kerr.GroupMaxSizeReached) {
+			err = hint.Wrap(err, "each coordinator is a member for each broker: raise group.share.max.size, Kafka's default is 200")
+		}
 		return err
 	}
 	beating, stop := context.WithCancel(life)

@@ -29,6 +29,7 @@ type pool struct {
 	cancel context.CancelFunc
 	links  map[int32]*link // by broker
 	want   int
+	sated  time.Time // since when want is 0
 	ahead  []*grip
 	err    error
 	closed bool
@@ -147,7 +148,9 @@ func (p *pool) ask(n int) {
 	if p.want == n {
 		return
 	}
-	p.want = n
+	if p.want = n; n == 0 {
+		p.sated = time.Now()
+	}
 	for _, l := range p.links {
 		l.notify()
 	}
@@ -212,6 +215,22 @@ func (p *pool) lost(gone map[*grip]bool) {
 	for h := range gone {
 		p.g.s.held.Drop(h.m)
 	}
+}
+
+// keepFor is how long messages are kept that came when nobody waited any more, as the next Receive is near as a rule.
+const keepFor = time.Second
+
+// overdue gives back what nobody has asked for.
+func (p *pool) overdue() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.want > 0 || time.Since(p.sated) < keepFor {
+		return
+	}
+	for _, h := range p.ahead {
+		h.link.submit(newOp(release, h.at))
+	}
+	p.ahead = nil
 }
 
 func (p *pool) failed(err error) {

@@ -25,7 +25,7 @@ type sharing struct {
 	turns source.Classes
 	lock  atomic.Int64 // how long the broker's lasts; 0: not known yet
 
-	counting sync.Once
+	ticking sync.Once
 }
 
 func newSharing(s *Source) *sharing {
@@ -42,7 +42,7 @@ func (g *sharing) join() error {
 			return err
 		}
 	}
-	g.counting.Do(func() { g.s.tasks.Go(g.count) })
+	g.ticking.Do(func() { g.s.tasks.Go(g.tick) })
 	return nil
 }
 
@@ -293,8 +293,8 @@ const (
 	countFor   = 4 * time.Second // without news, as who died tells none
 )
 
-// count tells the watchers how many messages are in flight here.
-func (g *sharing) count() {
+// tick tells the watchers how many messages are in flight here, and gives back what came too late to be wanted.
+func (g *sharing) tick() {
 	ticker := time.NewTicker(countEvery)
 	defer ticker.Stop()
 	told, at := 0, time.Time{}
@@ -303,6 +303,9 @@ func (g *sharing) count() {
 		case <-g.s.closed:
 			return
 		case <-ticker.C:
+		}
+		for _, p := range g.pools {
+			p.overdue()
 		}
 		n := 0
 		g.s.held.Each(func(*source.Message, taken) { n++ })

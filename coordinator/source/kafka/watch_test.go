@@ -11,6 +11,7 @@ import (
 
 // A watcher that reads late overlooks nothing that was confirmed in time.
 func TestLateWatcher(t *testing.T) {
+	t.Parallel()
 	addr, _ := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
