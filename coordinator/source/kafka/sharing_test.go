@@ -50,7 +50,11 @@ func TestNoDeliveryLimit(t *testing.T) {
 		if m.ID != "0" || m.Deliveries != i {
 			t.Fatalf("delivery %d is %s and says %d", i, m.ID, m.Deliveries)
 		}
-		if err := s.Release(ctx, time.Duration(i%2)*time.Millisecond, m); err != nil {
+		delay := time.Duration(0)
+		if i == 2*limit {
+			delay = time.Millisecond // which begins to count anew in its own way
+		}
+		if err := s.Release(ctx, delay, m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -111,8 +115,7 @@ func TestOneOfManyIsLost(t *testing.T) {
 	// The broker is told behind the link's back.
 	lost, _ := s.held.Get(ms[17])
 	l := lost.grip.link
-	l.submit(newOp(release, lost.at))
-	o := newOp(nothing, position{})
+	o := newOp(release, lost.at)
 	l.submit(o)
 	if err := o.wait(ctx); err != nil {
 		t.Fatal(err)
@@ -162,5 +165,34 @@ func TestLeaderMoves(t *testing.T) {
 				done[m.ID] = true
 			}
 		}
+	}
+}
+
+// What a fetch brings when nobody waits any more goes to who does, long before the lease is over.
+func TestUnwantedGoesBack(t *testing.T) {
+	t.Parallel()
+	_, url := cluster(t)
+	a, err := opened(t, url, "q", groupsShare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := opened(t, url, "q", groupsShare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute/2)
+	defer cancel()
+	short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer stop()
+	a.Receive(short, 3) // its fetch goes on
+	if err := b.Publish(ctx, numbered(3)...); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if ready, _, _ := a.consumer.(*sharing).pools[0].state(); ready == 0 {
+		t.Skip("the fetch was over before there was something")
+	}
+	if err := b.Ack(ctx, received(ctx, t, b, 3)...); err != nil {
+		t.Fatal(err)
 	}
 }
