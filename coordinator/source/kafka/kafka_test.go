@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"net/url"
@@ -28,6 +29,8 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	// The cases wait for leases more than they work, so a machine of two processors can do more than two at a time.
+	flag.Set("test.parallel", "8")
 	sourcetest.Main(m, map[string]func() error{
 		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
 			return Open(ctx, Config{URL: os.Getenv(serverVariable), Partitions: partitions, Session: session, Options: o})
