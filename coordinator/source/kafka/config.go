@@ -1,15 +1,23 @@
-// Package kafka is the source on Apache Kafka 2.4 or newer: a topic and a
-// consumer group per priority class.
+// Package kafka is the source on Apache Kafka: a topic and a group per priority
+// class. A queue is read by groups of one kind, for its whole life (kind.go).
 //
-// Kafka has no lease of a message, no release and no delay, and its groups give
-// out partitions. Here a message is taken by a mark: before a consumer hands
+// Share groups (Kafka 4.2 or newer) have a lock on each record that is
+// delivered: link.go speaks with the broker, pool.go has the links of a class,
+// sharing.go is the whole. A record that is delivered again goes on as a copy, so
+// that the broker's limit of deliveries ends none.
+//
+// Classic groups (Kafka 2.4 or newer) give out partitions and know no lease of a
+// message. Here a message is taken by a mark: before a consumer hands
 // messages out, it writes a mark for each into the topic of marks and then
 // commits the group's position behind them. From then on the message hangs on
 // its mark and no longer on its partition, so a partition can go to another
 // consumer at any moment while its messages are in work. Extend writes the mark
 // again, Ack writes its end, Release writes when the message is due.
 //
-// Whoever receives also takes part in a second group, over the marks. Who gets a
+// A delayed message hangs on a mark with either kind: what a share group has
+// locked is accepted when the mark is written.
+//
+// Whoever receives also takes part in a classic group over the marks. Who gets a
 // partition of the marks watches over their leases: a message whose lease
 // ended or whose delay is over is read again at its offset, published as a copy
 // at the end of its class, and only then the mark is ended. Before that a line
