@@ -491,7 +491,7 @@ func (l *link) fetch(n int) error {
 	for _, p := range parts {
 		l.session[p] = true
 	}
-	var failed error
+	var failed, unread error
 	var all []*arrived
 	for _, t := range resp.Topics {
 		for i := range t.Partitions {
@@ -500,7 +500,11 @@ func (l *link) fetch(n int) error {
 				failed = err
 				continue
 			}
-			all = append(all, l.read(p)...)
+			some, err := l.read(p)
+			if err != nil {
+				unread = fmt.Errorf("read what partition %d of %s has: %w", p.Partition, l.p.topic, err)
+			}
+			all = append(all, some...)
 		}
 	}
 	l.sort(all, asked)
@@ -509,6 +513,9 @@ func (l *link) fetch(n int) error {
 		l.dry = true
 		l.mu.Unlock()
 		l.p.g.s.wake()
+	}
+	if unread != nil {
+		l.p.failed(unread)
 	}
 	switch {
 	case failed == nil:
@@ -557,9 +564,9 @@ type arrived struct {
 	r   *kgo.Record // nil: there is none, as its place was compacted or controls a transaction
 }
 
-func (l *link) read(p *kmsg.ShareFetchResponseTopicPartition) (all []*arrived) {
+func (l *link) read(p *kmsg.ShareFetchResponseTopicPartition) (all []*arrived, err error) {
 	if len(p.AcquiredRecords) == 0 {
-		return nil
+		return nil, nil
 	}
 	opts := kgo.ProcessFetchPartitionOpts{Topic: l.p.topic, Partition: p.Partition, Offset: p.AcquiredRecords[0].FirstOffset}
 	in := kmsg.NewFetchResponseTopicPartition()
@@ -574,7 +581,7 @@ func (l *link) read(p *kmsg.ShareFetchResponseTopicPartition) (all []*arrived) {
 			one := &arrived{r: records[offset]}
 			one.grip = grip{link: l, at: position{l.p.n, p.Partition, offset}, count: int(a.DeliveryCount)}
 			if one.r == nil && fetched.Err != nil {
-				one.count = -1 // it cannot be read: not now
+				one.count = -1 // it cannot be read
 			}
 			if one.r != nil {
 				message := l.p.g.s.message(l.p.n, one.r)
@@ -584,7 +591,7 @@ func (l *link) read(p *kmsg.ShareFetchResponseTopicPartition) (all []*arrived) {
 			all = append(all, one)
 		}
 	}
-	return all
+	return all, fetched.Err
 }
 
 // sort hands on what arrived. A record that was delivered before goes on as a copy whose count begins again, so the broker's
@@ -605,8 +612,7 @@ func (l *link) sort(all []*arrived, asked time.Time) {
 	for _, a := range all {
 		switch {
 		case a.r == nil && a.count < 0:
-			l.held[a.at] = &a.grip
-			later = append(later, newOp(release, a.at))
+			l.held[a.at] = &a.grip // and given back until the broker ends it, it would be lost
 			continue
 		case a.r == nil:
 			later = append(later, newOp(gap, a.at))
