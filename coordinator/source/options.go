@@ -30,8 +30,8 @@ type Options struct {
 	// Consumer names this process among the consumers, in the broker's own tools and where a broker keeps state per consumer.
 	// Unique per process; "" makes a random one.
 	Consumer string
-	// Lease is how long a message stays ours without Extend. Default 30s. Brokers round it up: Kafka to what its share groups
-	// accept, SQS to whole seconds.
+	// Lease is how long a message stays ours without Extend. Default 30s. SQS rounds it up to whole
+	// seconds.
 	Lease time.Duration
 	// Prefetch is how many messages this consumer wants to have at most, those that Receive returned included: slots and a
 	// few more. Default 16.

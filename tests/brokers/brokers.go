@@ -20,7 +20,9 @@ import (
 )
 
 // Kinds are the brokers that can be run.
-func Kinds() []string { return []string{"nats", "redis", "rabbitmq", "activemq", "kafka"} }
+func Kinds() []string {
+	return []string{"nats", "redis", "rabbitmq", "activemq", "kafka", "kafka-share"}
+}
 
 // ErrMissing: the machine lacks the broker's program.
 var ErrMissing = errors.New("not installed")
@@ -65,9 +67,10 @@ func Start(ctx context.Context, spawn *Spawner, kind, dir, retinueBroker string)
 		err = b.rabbitmq(port)
 	case "activemq":
 		err = b.activemq()
-	case "kafka":
-		b.URL, b.Durability = "kafka://"+b.Addr+"/queue?partitions=4&session=1s", "fsync before each answer"
-		b.Version = "kfake of franz-go, not Kafka"
+	case "kafka", "kafka-share":
+		groups := map[string]string{"kafka": "classic", "kafka-share": "share"}[kind]
+		b.URL, b.Durability = "kafka://"+b.Addr+"/queue?partitions=4&session=1s&groups="+groups, "fsync before each answer"
+		b.Version = "kfake of franz-go, not Kafka, " + groups + " groups"
 		b.cmd.Path, err = os.Executable()
 		b.cmd.Env = []string{fmt.Sprintf("%s=%d %s", kafkaRole, port, dir+"/data")}
 	default:

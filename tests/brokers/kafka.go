@@ -6,12 +6,14 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+
+	"retinue/coordinator/source/sourcetest/kafkafake"
 )
 
 // kafkaRole is the environment variable that makes the program a broker: port and folder.
 const kafkaRole = "RETINUE_BROKERS_KAFKA"
 
-// Main runs this program as the broker that kind kafka is, when it was started as that, and does not return then. Programs that
+// Main runs this program as the broker that kinds kafka and kafka-share are, when it was started as that, and does not return then. Programs that
 // start one call it first.
 func Main() {
 	role := os.Getenv(kafkaRole)
@@ -24,7 +26,9 @@ func Main() {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(2)
 	}
-	_, err := kfake.NewCluster(kfake.Ports(port), kfake.DataDir(dir), kfake.SyncWrites(), kfake.GroupMinSessionTimeout(time.Second), kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)))
+	// Locks of share groups are as short as the leases of the campaigns, not the 15 s that Kafka wants at least.
+	config := map[string]string{"group.share.record.lock.duration.ms": "3000", "share.record.lock.sweep.interval.ms": "200"}
+	_, err := kafkafake.NewCluster(dir, kfake.Ports(port), kfake.GroupMinSessionTimeout(time.Second), kfake.BrokerConfigs(config), kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(1)

@@ -25,8 +25,8 @@ type mark struct {
 	lease time.Duration
 	// due is when it is to be delivered, where nobody holds it; zero for at once.
 	due time.Time
-	// handed says that it was given to a consumer.
-	handed bool
+	// handed is how often it was given to a consumer.
+	handed int
 }
 
 // keyOf is a mark's key. The holder stands in it: where two hold a message, one's end is not the other's.
@@ -42,8 +42,15 @@ func (m mark) value() []byte {
 	if !m.due.IsZero() {
 		due = m.due.UnixMilli()
 	}
-	return fmt.Appendf(nil, "due %d %t", due, m.handed)
+	handed := strconv.Itoa(m.handed)
+	if m.handed < 2 {
+		handed = strconv.FormatBool(m.handed == 1) // as all versions write and read it
+	}
+	return fmt.Appendf(nil, "due %d %s", due, handed)
 }
+
+// countKey begins the key under which a consumer by share groups tells how many messages it has.
+const countKey = "count/"
 
 // lineKey is the key of the lines: a line says to who wrote it that everything before was read.
 const lineKey = "line"
@@ -74,12 +81,14 @@ func parseMark(key, value []byte) (mark, bool) {
 	case err != nil:
 		return m, false
 	case words[0] == "held" && n > 0:
-		m.lease, m.handed = time.Duration(n)*time.Millisecond, true
+		m.lease, m.handed = time.Duration(n)*time.Millisecond, 1
 	case words[0] == "due" && len(words) == 3:
 		if n > 0 {
 			m.due = time.UnixMilli(n)
 		}
-		m.handed = words[2] == "true"
+		if m.handed, err = strconv.Atoi(words[2]); err != nil && words[2] == "true" {
+			m.handed = 1
+		}
 	default:
 		return m, false
 	}
@@ -90,10 +99,17 @@ func parseMark(key, value []byte) (mark, bool) {
 type board struct {
 	holder string // whose lines count
 	open   map[string]*entry
+	flying map[string]count // by holder, of those who tell
 	alarms alarms
 	next   int64 // offset of the next mark
 	line   int64 // number of the last own line that was read
 	dirty  bool  // since the last commit
+}
+
+// count is how many messages somebody has, for as long as it says so.
+type count struct {
+	n     int
+	until time.Time
 }
 
 type entry struct {
@@ -103,7 +119,9 @@ type entry struct {
 	copied   bool // its end is under way
 }
 
-func newBoard(holder string) *board { return &board{holder: holder, open: map[string]*entry{}} }
+func newBoard(holder string) *board {
+	return &board{holder: holder, open: map[string]*entry{}, flying: map[string]count{}}
+}
 
 // apply reads the next record.
 func (b *board) apply(r *kgo.Record, now time.Time) {
@@ -115,6 +133,12 @@ func (b *board) apply(r *kgo.Record, now time.Time) {
 		return
 	}
 	key := string(r.Key)
+	if holder, ok := strings.CutPrefix(key, countKey); ok {
+		var n, millis int
+		fmt.Sscan(string(r.Value), &n, &millis)
+		b.flying[holder] = count{n, now.Add(time.Duration(millis) * time.Millisecond)}
+		return
+	}
 	m, ok := parseMark(r.Key, r.Value)
 	if !ok || r.Value == nil {
 		delete(b.open, key)
@@ -204,8 +228,21 @@ func (b *board) old(now time.Time) map[string]mark {
 	return all
 }
 
+// forget drops counts that nobody repeated.
+func (b *board) forget(now time.Time) {
+	for holder, c := range b.flying {
+		if !now.Before(c.until) {
+			delete(b.flying, holder)
+			b.dirty = true
+		}
+	}
+}
+
 // counts says how many are held and how many wait.
 func (b *board) counts() (flying, delayed int) {
+	for _, c := range b.flying {
+		flying += c.n
+	}
 	for _, e := range b.open {
 		if e.lease > 0 {
 			flying++

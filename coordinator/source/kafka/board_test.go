@@ -17,7 +17,7 @@ func TestBoard(t *testing.T) {
 	}{
 		{position{0, 1, 7}, "a", &mark{lease: 10 * time.Second}},
 		{position{0, 1, 8}, "a", &mark{lease: time.Second}},
-		{position{0, 1, 9}, "a", &mark{due: now.Add(5 * time.Second), handed: true}},
+		{position{0, 1, 9}, "a", &mark{due: now.Add(5 * time.Second), handed: 1}},
 		{position{0, 1, 7}, "a", nil},
 		{position{1, 1, 3}, "b", &mark{lease: time.Second}},
 		{position{1, 1, 3}, "a", &mark{lease: time.Second}},
@@ -62,7 +62,7 @@ func TestBoard(t *testing.T) {
 			t.Errorf("the next is at %v", at)
 		}
 		key := keyOf(position{0, 1, 9}, "a")
-		if e := b.open[key]; !e.handed || e.deadline != time.UnixMilli(now.Add(5*time.Second).UnixMilli()) {
+		if e := b.open[key]; e.handed != 1 || e.deadline != time.UnixMilli(now.Add(5*time.Second).UnixMilli()) {
 			t.Errorf("%+v", e)
 		}
 	}
@@ -81,5 +81,40 @@ func TestMarksOfOthers(t *testing.T) {
 	b.apply(&kgo.Record{Offset: 7, Key: []byte(lineKey), Value: []byte("a 4")}, time.Now())
 	if b.line != 4 {
 		t.Errorf("line %d", b.line)
+	}
+}
+
+// Who tells how many messages it has is believed for as long as it says.
+func TestCountsOfOthers(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	b := newBoard("a")
+	tell := func(holder, value string) {
+		b.apply(&kgo.Record{Offset: b.next, Key: []byte(countKey + holder), Value: []byte(value)}, now)
+	}
+	tell("x", "3 1000")
+	tell("y", "4 5000")
+	tell("x", "2 1000")
+	for after, want := range map[time.Duration]int{0: 6, 999 * time.Millisecond: 6, time.Second: 4, 5 * time.Second: 0} {
+		b := newBoard("a")
+		b.flying["x"], b.flying["y"] = count{2, now.Add(time.Second)}, count{4, now.Add(5 * time.Second)}
+		b.forget(now.Add(after))
+		if n, _ := b.counts(); n != want || b.dirty != (want != 6) {
+			t.Errorf("after %v: %d in flight, to be committed %t", after, n, b.dirty)
+		}
+	}
+	if n, _ := b.counts(); n != 6 || len(b.open) != 0 || b.low() != 3 {
+		t.Errorf("%d in flight, board %+v", n, b)
+	}
+}
+
+// How often a message was handed out is written as all versions read it, where that says enough.
+func TestHandedInMarks(t *testing.T) {
+	at := position{1, 2, 3}
+	for handed, text := range map[int]string{0: "due 0 false", 1: "due 0 true", 4: "due 0 4"} {
+		value := mark{at: at, handed: handed}.value()
+		back, ok := parseMark([]byte(keyOf(at, "a")), value)
+		if string(value) != text || !ok || back.handed != handed {
+			t.Errorf("%d: %s, read as %+v", handed, value, back)
+		}
 	}
 }

@@ -1,15 +1,23 @@
-// Package kafka is the source on Apache Kafka 2.4 or newer: a topic and a
-// consumer group per priority class.
+// Package kafka is the source on Apache Kafka: a topic and a group per priority
+// class. A queue is read by groups of one kind, for its whole life (kind.go).
 //
-// Kafka has no lease of a message, no release and no delay, and its groups give
-// out partitions. Here a message is taken by a mark: before a consumer hands
+// Share groups (Kafka 4.2 or newer) have a lock on each record that is
+// delivered: link.go speaks with the broker, pool.go has the links of a class,
+// sharing.go is the whole. A record that is delivered again goes on as a copy, so
+// that the broker's limit of deliveries ends none.
+//
+// Classic groups (Kafka 2.4 or newer) give out partitions and know no lease of a
+// message. Here a message is taken by a mark: before a consumer hands
 // messages out, it writes a mark for each into the topic of marks and then
 // commits the group's position behind them. From then on the message hangs on
 // its mark and no longer on its partition, so a partition can go to another
 // consumer at any moment while its messages are in work. Extend writes the mark
 // again, Ack writes its end, Release writes when the message is due.
 //
-// Whoever receives also takes part in a second group, over the marks. Who gets a
+// A delayed message hangs on a mark with either kind: what a share group has
+// locked is accepted when the mark is written.
+//
+// Whoever receives also takes part in a classic group over the marks. Who gets a
 // partition of the marks watches over their leases: a message whose lease
 // ended or whose delay is over is read again at its offset, published as a copy
 // at the end of its class, and only then the mark is ended. Before that a line
@@ -59,6 +67,9 @@ type Config struct {
 	Partitions int
 	// Replicas of a topic that is made. Default: the broker's.
 	Replicas int
+	// Groups is share or classic; auto, the default, is what the queue was made with, and for a new one share where the brokers
+	// have share groups.
+	Groups string
 	// Session is how long a consumer that is not heard of keeps its partitions. Default 6s, the least that Kafka's own default allows.
 	Session time.Duration
 	source.Options
@@ -95,6 +106,13 @@ func (c *Config) complete() (place, error) {
 	}
 	if c.trim == 0 {
 		c.trim = time.Minute
+	}
+	switch c.Groups {
+	case "":
+		c.Groups = groupsAuto
+	case groupsAuto, groupsShare, groupsClassic:
+	default:
+		return place{}, fmt.Errorf("%w: groups %q: auto, share and classic are possible", source.ErrConfig, c.Groups)
 	}
 	if c.Session == 0 {
 		c.Session = 6 * time.Second
@@ -204,33 +222,14 @@ func (s *Source) topic(class int) string {
 
 func (s *Source) marksTopic() string { return s.place.prefix + "." + s.cfg.Queue + ".marks" }
 
-// declare makes the topics that do not exist, and learns how large a message may be.
+// declare makes the topics that do not exist, and learns of which kind the queue is and how large a message may be.
 func (s *Source) declare(ctx context.Context) error {
-	var topics []string
-	for class := range s.cfg.Classes {
-		topics = append(topics, s.topic(class))
-	}
-	make := func(topics []string, config map[string]string) error {
-		values := map[string]*string{}
-		for k, v := range config {
-			values[k] = &v
-		}
-		made, err := s.admin.CreateTopics(ctx, int32(s.cfg.Partitions), int16(s.cfg.Replicas), values, topics...)
-		if err != nil {
-			return err
-		}
-		for _, t := range made {
-			if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
-				return fmt.Errorf("create topic %s: %w", t.Topic, t.Err)
-			}
-		}
-		return nil
-	}
 	// What nobody has finished must not go: who watches over the marks deletes what is finished.
-	if err := make(topics, map[string]string{"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": fmt.Sprint(maxTopic)}); err != nil {
+	topics := s.topics()
+	if err := s.create(ctx, map[string]string{"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": fmt.Sprint(maxTopic)}, topics...); err != nil {
 		return err
 	}
-	if err := make([]string{s.marksTopic()}, map[string]string{"cleanup.policy": "compact"}); err != nil {
+	if err := s.declareMarks(ctx); err != nil {
 		return err
 	}
 	s.maxBody = s.largest(ctx, topics) - overhead
@@ -269,7 +268,7 @@ func explain(err error) error {
 	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.GroupAuthorizationFailed),
 		errors.Is(err, kerr.ClusterAuthorizationFailed), errors.Is(err, kerr.IllegalSaslState), errors.Is(err, kerr.UnsupportedSaslMechanism):
 		return hint.Wrap(fmt.Errorf("%w: %w", source.ErrAccess, err),
-			"check user, password and mechanism; the user needs Create, Read, Write, Describe and Delete on the topics and Read on the groups that begin with the prefix")
+			"check user, password and mechanism; the user needs Create, Read, Write, Describe, DescribeConfigs and Delete on the topics, and Read and (for share groups) AlterConfigs on the groups that begin with the prefix")
 	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
 		return fmt.Errorf("%w: %w", source.ErrTooLarge, err)
 	case errors.Is(err, kerr.InvalidSessionTimeout):

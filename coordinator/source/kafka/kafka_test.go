@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"net/url"
@@ -18,6 +19,7 @@ import (
 
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/sourcetest"
+	"retinue/coordinator/source/sourcetest/kafkafake"
 )
 
 const (
@@ -27,6 +29,8 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	// The cases wait for leases more than they work, so a machine of two processors can do more than two at a time.
+	flag.Set("test.parallel", "8")
 	sourcetest.Main(m, map[string]func() error{
 		"consumer": sourcetest.Consumer(func(ctx context.Context, o source.Options) (source.Source, error) {
 			return Open(ctx, Config{URL: os.Getenv(serverVariable), Partitions: partitions, Session: session, Options: o})
@@ -41,14 +45,20 @@ const (
 	session    = time.Second
 )
 
+// shareConfig is as short as session for share groups, with the limits that Kafka has by itself.
+var shareConfig = map[string]string{
+	"group.share.record.lock.duration.ms": fmt.Sprint(2 * session.Milliseconds()), "share.record.lock.sweep.interval.ms": "200",
+	"group.share.session.timeout.ms": "10000", "group.share.heartbeat.interval.ms": "1000",
+}
+
 // serve is a broker: a fake one, which is not Kafka, but speaks its protocol and keeps what it confirmed.
 func serve() error {
 	port, err := strconv.Atoi(os.Getenv(portVariable))
 	if err != nil {
 		return err
 	}
-	cluster, err := kfake.NewCluster(
-		kfake.Ports(port), kfake.DataDir(os.Getenv(folderVariable)), kfake.SyncWrites(), kfake.EnableSASL(), kfake.GroupMinSessionTimeout(session),
+	cluster, err := kafkafake.NewCluster(os.Getenv(folderVariable),
+		kfake.Ports(port), kfake.EnableSASL(), kfake.GroupMinSessionTimeout(session), kfake.BrokerConfigs(shareConfig),
 		kfake.Superuser("SCRAM-SHA-256", "u", "p"), kfake.Superuser("PLAIN", "u", "p"), kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)),
 	)
 	if err != nil {
@@ -79,6 +89,19 @@ func start(t *testing.T) (addr string, srv *sourcetest.Server) {
 }
 
 func TestContract(t *testing.T) {
+	for _, groups := range []string{groupsClassic, groupsShare} {
+		t.Run(groups, func(t *testing.T) {
+			t.Parallel()
+			contract(t, groups)
+		})
+	}
+}
+
+func contract(t *testing.T, groups string) {
+	lease := 4 * session
+	if groups == groupsShare {
+		lease /= 2
+	}
 	addr, srv := start(t)
 	open := func(ctx context.Context, c Config) (source.Source, error) {
 		s, err := Open(ctx, c)
@@ -88,9 +111,9 @@ func TestContract(t *testing.T) {
 		return s, nil
 	}
 	sourcetest.Run(t, sourcetest.Harness{
-		Lease: 4 * session, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
+		Lease: lease, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
-			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Options: o}
+			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Groups: groups, Options: o}
 			if via != "" {
 				c.URL = at(via, "p")
 				// The server tells its own address to everybody, which would be past a proxy.

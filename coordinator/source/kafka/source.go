@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,12 +31,12 @@ type Source struct {
 	place   place
 	holder  string // of marks
 	maxBody int
+	shared  bool // the queue is read by share groups
 
 	producer *kgo.Client
 	admin    *kadm.Client
 	held     *ledger.Ledger[taken]
-	classes  []*class
-	turns    source.Classes
+	consumer consumer
 	events   chan struct{}
 
 	mu        sync.Mutex
@@ -48,10 +49,43 @@ type Source struct {
 	tasks  sync.WaitGroup
 }
 
-// taken is a message that hangs on a mark of ours.
+// consumer takes messages out of the topics and ends them, by groups of one kind.
+type consumer interface {
+	// join takes part in the groups.
+	join() error
+	// take hands out up to n messages. True: there were some, but they are delayed.
+	take(ctx context.Context, n int) ([]*source.Message, bool, error)
+	// enough says that nobody waits for messages just now.
+	enough()
+	// leave gives back what was fetched ahead.
+	leave(ctx context.Context) error
+	// end does one thing to messages; its errors are theirs in the same order.
+	end(ctx context.Context, do deed, all []taken) []error
+	// expired is told of messages that nobody extended.
+	expired(all []taken)
+	// close gives back what is held, and leaves.
+	close(ctx context.Context, held []taken) error
+	// finished is up to where a topic's partitions are finished, but for what hangs on marks.
+	finished(ctx context.Context, topic string) (map[int32]int64, error)
+	// waiting counts what is not finished and not on marks. True: with what is in flight.
+	waiting(ctx context.Context) (n int64, inFlight bool, err error)
+	// own is a good partition for a copy.
+	own(class int) int32
+	// redelivery is how long after its consumer's death a message comes again.
+	redelivery() time.Duration
+}
+
+// taken is a message that is ours: it hangs on a mark, or on a lock of the broker.
 type taken struct {
-	key string
-	at  position
+	key  string
+	at   position
+	grip *grip // of a share group
+}
+
+// deed is what is done to a message.
+type deed struct {
+	verb string // extend, ack, release
+	due  time.Time
 }
 
 var _ source.Source = (*Source)(nil)
@@ -63,11 +97,8 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 		return nil, fmt.Errorf("open queue: %w", err)
 	}
 	s := &Source{
-		cfg: c, place: place, holder: source.NewID()[:16], held: ledger.New[taken](c.Lease), turns: source.Classes{N: c.Classes},
+		cfg: c, place: place, holder: source.NewID()[:16], held: ledger.New[taken](c.Lease),
 		events: make(chan struct{}, 1), closed: make(chan struct{}),
-	}
-	for n := range c.Classes {
-		s.classes = append(s.classes, newClass(s, n))
 	}
 	s.producer, err = s.client(
 		kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(s.partitioner()), kgo.ProducerLinger(0), kgo.ProducerBatchCompression(kgo.NoCompression()),
@@ -85,6 +116,11 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 	if err != nil {
 		s.producer.Close()
 		return nil, fmt.Errorf("open queue %s on Kafka: %w", c.Queue, explain(err))
+	}
+	if s.shared {
+		s.consumer = newSharing(s)
+	} else {
+		s.consumer = newClassic(s)
 	}
 	s.tasks.Go(s.sweep)
 	return s, nil
@@ -193,15 +229,11 @@ func (s *Source) start() error {
 		}
 		s.watch = w
 	}
-	for _, c := range s.classes {
-		if err := c.join(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.consumer.join()
 }
 
 func (s *Source) stopped() {
+	s.consumer.enough()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.receiving, s.received = false, time.Now()
@@ -224,21 +256,15 @@ func (s *Source) sweep() {
 			return
 		case <-ticker.C:
 		}
-		s.held.Expired()
+		if over := s.held.Expired(); len(over) > 0 {
+			s.consumer.expired(slices.Collect(maps.Values(over)))
+		}
 		if s.unused() {
-			s.leave(context.Background())
+			ctx, cancel := bounded(context.Background())
+			s.consumer.leave(ctx)
+			cancel()
 		}
 	}
-}
-
-func (s *Source) leave(ctx context.Context) error {
-	var wg sync.WaitGroup
-	failed := make([]error, len(s.classes))
-	for i, c := range s.classes {
-		wg.Go(func() { failed[i] = c.leave(ctx) })
-	}
-	wg.Wait()
-	return errors.Join(failed...)
 }
 
 // Receive implements source.Source.
@@ -265,7 +291,7 @@ func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error
 		if err := s.start(); err != nil {
 			return nil, err
 		}
-		ms, some, err := s.take(ctx, max)
+		ms, some, err := s.consumer.take(ctx, max)
 		if len(ms) > 0 || err != nil {
 			return ms, err
 		}
@@ -289,130 +315,58 @@ func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error
 	}
 }
 
-// take marks the next messages and commits behind them. It is not given up half way: what was marked is ours.
-func (s *Source) take(ctx context.Context, n int) (ms []*source.Message, some bool, err error) {
-	for _, c := range s.classes {
-		c.taking.Lock()
-		defer c.taking.Unlock()
-	}
-	var left [source.MaxClasses]int
-	for i, c := range s.classes {
-		if left[i], err = c.waiting(); err != nil && left[i] == 0 {
-			return nil, false, err
-		}
-	}
-	var wanted [source.MaxClasses]int
-	for range n {
-		class := s.turns.Next(func(class int) bool { return left[class] > 0 })
-		if class < 0 {
-			break
-		}
-		left[class]--
-		wanted[class]++
-	}
-	ctx, cancel := bounded(context.WithoutCancel(ctx))
-	defer cancel()
-	for i, c := range s.classes {
-		if wanted[i] == 0 {
-			continue
-		}
-		some = true
-		taken, err := s.takeFrom(ctx, c, wanted[i])
-		ms = append(ms, taken...)
-		if err != nil && len(ms) == 0 {
-			return nil, false, err
-		}
-	}
-	return ms, some, nil
-}
-
-func (s *Source) takeFrom(ctx context.Context, c *class, n int) ([]*source.Message, error) {
-	all := c.choose(n)
-	sent := s.held.Now()
-	var marks []*kgo.Record
-	for _, a := range all {
-		m := mark{at: a.at, lease: s.cfg.Lease}
-		if time.Now().Before(a.due) {
-			m = mark{at: a.at, due: a.due}
-		}
-		marks = append(marks, s.markRecord(a.at, keyOf(a.at, s.holder), m.value()))
-	}
-	err := s.produce(ctx, marks...)
-	if err == nil {
-		err = c.commit(ctx, all)
-	}
-	if err != nil {
-		// The same again has the same marks. If the partition goes before that, they deliver it twice.
-		c.putBack(all)
-		return nil, err
-	}
-	var ms []*source.Message
-	for i, a := range all {
-		if strings.HasPrefix(string(marks[i].Value), "held") && s.held.Add(a.m, taken{string(marks[i].Key), a.at}, sent) {
-			ms = append(ms, a.m)
-		}
-	}
-	return ms, nil
-}
-
 // Extend implements source.Source.
 func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
-	value := func(t taken) []byte { return mark{at: t.at, lease: s.cfg.Lease}.value() }
 	sent := s.held.Now()
-	return s.rewrite(ctx, "extend", ms, value, func(m *source.Message) { s.held.Extend(m, sent) })
+	return s.end(ctx, deed{verb: "extend"}, ms, func(m *source.Message) { s.held.Extend(m, sent) })
 }
 
 // Ack implements source.Source.
 func (s *Source) Ack(ctx context.Context, ms ...*source.Message) error {
-	return s.rewrite(ctx, "ack", ms, func(taken) []byte { return nil }, s.held.Drop)
+	return s.end(ctx, deed{verb: "ack"}, ms, s.held.Drop)
 }
 
 // Release implements source.Source.
 func (s *Source) Release(ctx context.Context, delay time.Duration, ms ...*source.Message) error {
-	var due time.Time
+	do := deed{verb: "release"}
 	if delay > 0 {
-		due = time.Now().Add(delay + time.Millisecond)
+		do.due = time.Now().Add(delay + time.Millisecond)
 	}
-	return s.rewrite(ctx, "release", ms, func(t taken) []byte { return mark{at: t.at, due: due, handed: true}.value() }, s.held.Drop)
+	return s.end(ctx, do, ms, s.held.Drop)
 }
 
-// rewrite writes the marks of messages again. A confirmation that comes after the end of the lease is worth nothing: the
-// message may have been given to somebody else before.
-func (s *Source) rewrite(ctx context.Context, verb string, ms []*source.Message, value func(taken) []byte, done func(*source.Message)) error {
+// end does something to messages. A confirmation that comes after the end of the lease is worth nothing: the message may have
+// been given to somebody else before.
+func (s *Source) end(ctx context.Context, do deed, ms []*source.Message, done func(*source.Message)) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
 	failed := source.Failures{}
-	lost := func(m *source.Message) { failed[m] = fmt.Errorf("%s: %w", verb, source.ErrLost) }
+	lost := func(m *source.Message) { failed[m] = fmt.Errorf("%s: %w", do.verb, source.ErrLost) }
 	var ours []*source.Message
-	var marks []*kgo.Record
+	var all []taken
 	for _, m := range ms {
 		t, ok := s.held.Get(m)
 		if !ok {
 			lost(m)
 			continue
 		}
-		ours = append(ours, m)
-		marks = append(marks, s.markRecord(t.at, t.key, value(t)))
+		ours, all = append(ours, m), append(all, t)
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	if err := s.produce(ctx, marks...); err != nil {
-		for _, m := range ours {
-			if _, ok := s.held.Get(m); ok {
-				failed[m] = fmt.Errorf("%s: %w", verb, explain(err))
-			} else {
-				lost(m)
-			}
-		}
-		return failed.Err()
-	}
-	for _, m := range ours {
-		if _, ok := s.held.Get(m); !ok {
+	errs := s.consumer.end(ctx, do, all)
+	for i, m := range ours {
+		_, still := s.held.Get(m)
+		switch {
+		case !still, errors.Is(errs[i], source.ErrLost):
+			s.held.Drop(m)
 			lost(m)
-			continue
+		case errs[i] != nil:
+			failed[m] = fmt.Errorf("%s: %w", do.verb, explain(errs[i]))
+		default:
+			done(m)
 		}
-		done(m)
 	}
 	return failed.Err()
 }
@@ -467,33 +421,9 @@ func (s *Source) Depth(ctx context.Context) (source.Depth, error) {
 
 func (s *Source) depth(ctx context.Context) (source.Depth, error) {
 	d := source.Depth{Oldest: -1}
-	var topics []string
-	for class := range s.cfg.Classes {
-		topics = append(topics, s.topic(class))
-	}
-	starts, err := s.admin.ListStartOffsets(ctx, topics...)
+	waiting, inFlight, err := s.consumer.waiting(ctx)
 	if err != nil {
 		return d, err
-	}
-	ends, err := s.admin.ListEndOffsets(ctx, topics...)
-	if err != nil {
-		return d, err
-	}
-	for _, topic := range topics {
-		done, err := s.committed(ctx, topic)
-		if err != nil {
-			return d, err
-		}
-		for p, end := range ends[topic] {
-			from := starts[topic][p].Offset
-			if at, ok := done.Lookup(topic, p); ok {
-				from = max(from, at.At)
-			}
-			if err := errors.Join(end.Err, starts[topic][p].Err); err != nil {
-				return d, err
-			}
-			d.Ready += end.Offset - from
-		}
 	}
 	marks, err := s.committed(ctx, s.marksTopic())
 	if err != nil {
@@ -505,7 +435,19 @@ func (s *Source) depth(ctx context.Context) (source.Depth, error) {
 		d.InFlight += flying
 		d.Delayed += delayed
 	}
+	if inFlight {
+		d.InFlight = min(d.InFlight, waiting) // of somebody who died it is told a little longer
+		waiting -= d.InFlight
+	}
+	d.Ready = waiting
 	return d, nil
+}
+
+func (s *Source) topics() (all []string) {
+	for class := range s.cfg.Classes {
+		all = append(all, s.topic(class))
+	}
+	return all
 }
 
 // committed is how far a group has come; nothing where nobody has received yet.
@@ -522,7 +464,7 @@ func (s *Source) Idle(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	if err := s.leave(ctx); err != nil {
+	if err := s.consumer.leave(ctx); err != nil {
 		return fmt.Errorf("give back to %s: %w", s.cfg.Queue, explain(err))
 	}
 	return nil
@@ -532,10 +474,7 @@ func (s *Source) Idle(ctx context.Context) error {
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
 		Broker: "kafka", MaxBody: s.maxBody, Deliveries: true, DelayGrain: time.Second,
-		// A dead consumer watches over marks until its session ends. Who is next counts the lease from when it reads them: two
-		// clocks are not compared.
-		Redelivery: s.cfg.Lease + s.cfg.Session + s.cfg.Session/4 + time.Second,
-		Counts:     source.Counts{InFlight: true, Delayed: true},
+		Redelivery: s.consumer.redelivery(), Counts: source.Counts{InFlight: true, Delayed: true},
 	}
 }
 
@@ -545,12 +484,8 @@ func (s *Source) Close(ctx context.Context) error {
 	s.once.Do(func() {
 		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		err = s.leave(try)
-		var marks []*kgo.Record
-		for _, t := range s.held.Drain() {
-			marks = append(marks, s.markRecord(t.at, t.key, mark{at: t.at, handed: true}.value()))
-		}
-		err = errors.Join(err, s.produce(try, marks...))
+		err = s.consumer.leave(try)
+		err = errors.Join(err, s.consumer.close(try, slices.Collect(maps.Values(s.held.Drain()))))
 		close(s.closed)
 		s.mu.Lock()
 		w := s.watch
@@ -559,7 +494,7 @@ func (s *Source) Close(ctx context.Context) error {
 			err = errors.Join(err, w.close(try))
 		}
 		// A Receive that was on its way into the group is out of it now.
-		err = errors.Join(err, s.leave(try))
+		err = errors.Join(err, s.consumer.close(try, nil))
 		s.producer.Close()
 		s.tasks.Wait()
 	})

@@ -11,10 +11,17 @@ import (
 
 // Finished records are deleted, and nothing that somebody may need.
 func TestTrim(t *testing.T) {
+	t.Parallel()
 	addr, _ := start(t)
+	for _, groups := range []string{groupsClassic, groupsShare} {
+		t.Run(groups, func(t *testing.T) { t.Parallel(); trim(t, addr, groups) })
+	}
+}
+
+func trim(t *testing.T, addr, groups string) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, trim: 50 * time.Millisecond, Options: source.Options{Queue: "q", Lease: time.Minute}})
+	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Groups: groups, trim: 50 * time.Millisecond, Options: source.Options{Queue: groups, Lease: time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,7 +110,7 @@ func (w *watch) work() {
 		p, b, next := w.next()
 		if b != nil {
 			if err := w.settle(p, b); err != nil {
-				w.pause(again)
+				pause(w.ctx, again)
 			}
 			continue
 		}
@@ -126,9 +126,9 @@ func (w *watch) work() {
 	}
 }
 
-func (w *watch) pause(d time.Duration) {
+func pause(ctx context.Context, d time.Duration) {
 	select {
-	case <-w.ctx.Done():
+	case <-ctx.Done():
 	case <-time.After(d):
 	}
 }
@@ -173,7 +173,7 @@ func (w *watch) settle(p int32, b *board) error {
 			c := w.s.copyOf(r, e.handed)
 			if c.Partition = anywhere; c.Key == nil {
 				// Its old partition may be a dead consumer's, for as long as its session lasts.
-				c.Partition = w.s.classes[e.at.class].own()
+				c.Partition = w.s.consumer.own(e.at.class)
 			}
 			copies = append(copies, c)
 		}
@@ -220,7 +220,7 @@ func (w *watch) line(p int32, b *board) (bool, error) {
 }
 
 // copyOf is a message as a new record at the end of its class.
-func (s *Source) copyOf(r *kgo.Record, handed bool) *kgo.Record {
+func (s *Source) copyOf(r *kgo.Record, handed int) *kgo.Record {
 	c := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Timestamp: r.Timestamp}
 	count, known := 0, false
 	for _, h := range r.Headers {
@@ -238,9 +238,7 @@ func (s *Source) copyOf(r *kgo.Record, handed bool) *kgo.Record {
 	if !known {
 		c.Headers = append(c.Headers, kgo.RecordHeader{Key: ledger.HeaderID, Value: []byte(idOf(r))})
 	}
-	if handed {
-		count++
-	}
+	count += handed
 	c.Headers = append(c.Headers, kgo.RecordHeader{Key: headerCount, Value: []byte(strconv.Itoa(count))})
 	return c
 }
@@ -284,6 +282,7 @@ func (w *watch) changed() (ends map[int32]kgo.EpochOffset, texts map[int32]strin
 	defer w.mu.Unlock()
 	ends, texts = map[int32]kgo.EpochOffset{}, map[int32]string{}
 	for p, b := range w.boards {
+		b.forget(time.Now())
 		if !b.dirty {
 			continue
 		}
@@ -324,7 +323,7 @@ func (w *watch) trim() {
 	for class := range w.s.cfg.Classes {
 		topic := w.s.topic(class)
 		// The position first: the marks of all before it are above the line that is written next.
-		done, err := w.s.committed(ctx, topic)
+		done, err := w.s.consumer.finished(ctx, topic)
 		if err != nil || n == 0 {
 			return
 		}
@@ -334,9 +333,9 @@ func (w *watch) trim() {
 		}
 		finished := kadm.Offsets{}
 		w.mu.Lock()
-		for p, at := range done[topic] {
+		for p, at := range done {
 			if b := boards[p%n]; b != nil && ready[p%n] {
-				finished.AddOffset(topic, p, b.first(class, p, at.At), -1)
+				finished.AddOffset(topic, p, b.first(class, p, at), -1)
 			}
 		}
 		w.mu.Unlock()

@@ -11,11 +11,12 @@ import (
 
 // A watcher that reads late overlooks nothing that was confirmed in time.
 func TestLateWatcher(t *testing.T) {
+	t.Parallel()
 	addr, _ := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	const lease = 2 * time.Second
-	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Options: source.Options{Queue: "q", Lease: lease}})
+	s, err := Open(ctx, Config{URL: at(addr, "p"), Partitions: 1, Session: session, Groups: groupsClassic, Options: source.Options{Queue: "q", Lease: lease}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ const Schemes = dial.Schemes + ", " + dial.Others
 
 // Open opens the queue of o at an address: those of dial.Open, and
 //
-//	kafka://user:password@host:9092,host:9092/prefix?sasl=plain&password_file=FILE&partitions=16&replicas=3&session=10s
+//	kafka://user:password@host:9092,host:9092/prefix?sasl=plain&password_file=FILE&partitions=16&replicas=3&session=10s&groups=share
 //	                                                             kafkas:// for TLS
 //	sqs://us-east-1?fifo=true&endpoint=http://127.0.0.1:9324     without a region, sqs://, AWS_REGION says it; credentials as in all of AWS's programs
 func Open(ctx context.Context, address string, o source.Options) (source.Source, error) {
@@ -28,7 +28,7 @@ func Open(ctx context.Context, address string, o source.Options) (source.Source,
 	case "kafka", "kafkas":
 		c := kafka.Config{
 			PasswordFile: p.Text("password_file"), SASL: p.Text("sasl"), Partitions: p.Number("partitions"), Replicas: p.Number("replicas"),
-			Session: p.Duration("session"), Options: o,
+			Session: p.Duration("session"), Groups: p.Text("groups"), Options: o,
 		}
 		c.URL = p.Rest()
 		return dial.Adapter(ctx, p, c, kafka.Open)
