@@ -219,10 +219,14 @@ func (f Folders) collect(dir string, task *item.Task, v Verdict) Verdict {
 
 // outputs reads result, files and next messages.
 func (f Folders) outputs(o *Output, task *item.Task) error {
-	if err := f.walk(o); err != nil {
+	own, err := f.walk(o)
+	if err != nil {
 		return err
 	}
-	result, err := readRegular(filepath.Join(o.Out, "_result.json"), MaxResult)
+	var result []byte
+	if err = fs.ErrNotExist; own["_result.json"] {
+		result, err = readRegular(filepath.Join(o.Out, "_result.json"), MaxResult)
+	}
 	switch {
 	case err == nil && !json.Valid(result):
 		return errors.New("_result.json is not JSON")
@@ -237,12 +241,12 @@ func (f Folders) outputs(o *Output, task *item.Task) error {
 	case f.Final == nil && !f.To && len(o.Files) > 0:
 		return fmt.Errorf("%d files, which only commit = \"rename\" and artifacts keep", len(o.Files))
 	}
-	return f.next(o, task)
+	return f.next(o, task, own["_next"])
 }
 
-// walk lists the files. What begins with _ is the contract's own; links are nobody's output.
-func (f Folders) walk(o *Output) error {
-	return filepath.WalkDir(o.Out, func(path string, d fs.DirEntry, err error) error {
+// walk lists the files. What begins with _ is the contract's own, and returned; links are nobody's output.
+func (f Folders) walk(o *Output) (own map[string]bool, _ error) {
+	err := filepath.WalkDir(o.Out, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -251,6 +255,10 @@ func (f Folders) walk(o *Output) error {
 			return err
 		}
 		if strings.HasPrefix(name, "_") {
+			if own == nil {
+				own = map[string]bool{}
+			}
+			own[name] = true
 			if d.IsDir() {
 				return filepath.SkipDir
 			}
@@ -265,20 +273,22 @@ func (f Folders) walk(o *Output) error {
 		}
 		return nil
 	})
+	return own, err
 }
 
 // next reads the messages for the next stage: those that the worker wrote, or one for each file.
-func (f Folders) next(o *Output, task *item.Task) error {
+func (f Folders) next(o *Output, task *item.Task, said bool) error {
 	dir := filepath.Join(o.Out, "_next")
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		if f.To {
-			for _, file := range o.Files {
-				o.Next = append(o.Next, item.Message{File: file.Name, Headers: map[string]string{"File-Name": item.Printable(file.Name, 200)}})
-			}
+	var entries []fs.DirEntry
+	if said {
+		var err error
+		if entries, err = os.ReadDir(dir); err != nil {
+			return err
 		}
-	} else if err != nil {
-		return err
+	} else if f.To {
+		for _, file := range o.Files {
+			o.Next = append(o.Next, item.Message{File: file.Name, Headers: map[string]string{"File-Name": item.Printable(file.Name, 200)}})
+		}
 	}
 	for _, e := range entries { // in order of name
 		if !strings.HasSuffix(e.Name(), ".json") {
