@@ -545,3 +545,22 @@ func TestStorageTrouble(t *testing.T) {
 	s.step(evCommitted{handle: offers[0].handle, record: offers[0].record})
 	s.expect("left", s.left(), "ack a")
 }
+
+// As many items wait in hand as there are slots while calls are brief. Of what takes long, half of that: somebody else may have a slot.
+func TestAhead(t *testing.T) {
+	for took, want := range map[time.Duration]int{10 * time.Millisecond: 8, 2 * time.Second: 4} {
+		s := newScript(t, slots(8))
+		for i := range 40 {
+			id := fmt.Sprint("i", i)
+			s.receive(msg(id, "", 0))
+			s.wait(took)
+			s.answer(id, ack())
+		}
+		if got := s.want - 7; got != want { // one slot was taken when the last was asked for
+			t.Errorf("calls of %v: %d more than there are slots are asked for, not %d", took, got, want)
+		}
+	}
+	if s := newScript(t, slots(8)); s.want != 12 {
+		t.Errorf("before anything is known %d are asked for", s.want)
+	}
+}

@@ -190,13 +190,15 @@ func TestHTTPAnswers(t *testing.T) {
 
 // Who refuses a large item may answer before all of it has come, and need not take the rest.
 func TestHTTPEarlyAnswer(t *testing.T) {
+	over := make(chan struct{})
 	url := raw(t, func(conn net.Conn) {
 		r := bufio.NewReader(conn)
 		if _, err := http.ReadRequest(r); err == nil {
 			io.WriteString(conn, "HTTP/1.1 413 too large\r\nContent-Length: 5\r\n\r\nlarge")
-			time.Sleep(200 * time.Millisecond)
+			<-over // it reads nothing more, and does not close
 		}
 	})
+	t.Cleanup(func() { close(over) })
 	path := filepath.Join(t.TempDir(), "input")
 	if err := os.WriteFile(path, make([]byte, 32<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -227,13 +229,15 @@ func TestHTTPEnd(t *testing.T) {
 		w := NewHTTP(url)
 		it := task("a", body)
 		ctx, cancel := context.WithCancelCause(t.Context())
+		var ended time.Time
 		go func() {
 			<-came
 			time.Sleep(50 * time.Millisecond)
+			ended = time.Now()
 			cancel(ErrTimeout)
 		}()
-		if v := w.Call(ctx, []*item.Task{it})[0]; v.Kind != TimedOut {
-			t.Errorf("%s: %+v", name, v)
+		if v := w.Call(ctx, []*item.Task{it})[0]; v.Kind != TimedOut || time.Since(ended) > 5*time.Second {
+			t.Errorf("%s: %+v %v after its end", name, v, time.Since(ended))
 		}
 		select {
 		case <-gone:
