@@ -32,10 +32,12 @@ func (m *machine) judgeBatch(now clock.Instant, c *call, failed []*held, v worke
 		if t != nil {
 			m.close(t)
 		}
-		t = &bisection{suspects: failed, verdict: v}
+		t = &bisection{suspects: slices.Clone(failed), verdict: v} // some may leave at once
 		m.tests = append(m.tests, t)
 		for _, it := range failed {
 			it.test = t
+		}
+		for _, it := range failed {
 			m.later(now, it, 0)
 		}
 	}
@@ -87,7 +89,8 @@ func (m *machine) half(now clock.Instant, t *bisection) []*held {
 	return chosen
 }
 
-// acquit takes an item out of the bisection it is suspected in.
+// acquit takes an item out of the bisection it is suspected in. Who is left alone because the others went away, and not because
+// they worked, is free: there is no half of one to call, so it would wait for ever.
 func (m *machine) acquit(it *held) {
 	t := it.test
 	if t == nil {
@@ -95,7 +98,7 @@ func (m *machine) acquit(it *held) {
 	}
 	it.test = nil
 	t.suspects = slices.DeleteFunc(t.suspects, func(other *held) bool { return other == it })
-	if len(t.suspects) == 0 {
+	if len(t.suspects) == 0 || len(t.suspects) == 1 && t.testing == 0 {
 		m.close(t)
 	}
 }

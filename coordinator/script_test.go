@@ -513,6 +513,33 @@ func TestBisectionOverARestart(t *testing.T) {
 	}
 }
 
+// Of two suspects one goes away, because its lease is lost, or to others as the worker is not ready for long: the one that is left
+// is called all the same.
+func TestSuspectLeftAlone(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		s := newScript(t, func(c *Config) { c.Batch, c.Slots = 4, 1 })
+		s.receive(msg("a", "", 0), msg("b", "", 0))
+		whole := worker.Verdict{Kind: worker.Crashed, Whole: true}
+		s.step(evCalled{s.calls[0].call, []worker.Verdict{whole, whole}})
+		s.calls = s.calls[1:]
+		s.expect("half", s.running(), "a")
+		s.answer("a", verdict(worker.NotReady))
+		if lost {
+			b := s.m.tests[0].suspects[1].handle
+			s.step(evExtended{[]uint64{b}, map[uint64]error{b: source.ErrLost}})
+		} else {
+			for range patience - 1 {
+				s.wait(time.Minute)
+				s.answer("a", verdict(worker.NotReady))
+			}
+		}
+		s.wait(time.Minute)
+		if len(s.m.items) != 1 || len(s.calls) != 1 {
+			t.Errorf("lost %v: %d items, %q at the worker", lost, len(s.m.items), s.running())
+		}
+	}
+}
+
 // Storage that does not answer stops the intake; what is done is kept and not executed again.
 func TestStorageTrouble(t *testing.T) {
 	s := newScript(t, func(c *Config) { c.Record, c.Slots = true, 1 })

@@ -5,6 +5,9 @@
 // clients, what they say is appended to a journal, and a start gives kfake the
 // journal's sum as the state of its last end.
 //
+// Members of classic groups that die while they wait to join leave their groups
+// (see conn.leave).
+//
 // Only what the project's own adapter does is kept: groups that begin at the
 // earliest record. A lock dies with the broker, as it does in Kafka.
 package kafkafake
