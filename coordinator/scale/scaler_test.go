@@ -474,7 +474,7 @@ func TestInterface(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 	client, base := listen.Client(addr)
-	for path, want := range map[string]string{"/metrics": `retinue_scaler_changes_total{group="worker",queue="thumbs",result="up"}`, "/healthz": `"ok":true`, "/readyz": `"ok":true`} {
+	for path, want := range map[string]string{"/metrics": `retinue_scaler_changes_total{queue="thumbs",group="worker",result="up"}`, "/healthz": `"ok":true`, "/readyz": `"ok":true`} {
 		resp, err := client.Get(base + path)
 		if err != nil {
 			t.Fatal(err)
