@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -64,7 +65,12 @@ func (m *machine) called(now clock.Instant, ev evCalled) {
 		m.clear(it, v)
 		m.judge(now, c, it, v)
 	}
-	m.judgeBatch(now, c, failed, whole)
+	m.judgeBatch(now, c, failed, whole, slices.ContainsFunc(ev.verdicts, func(v worker.Verdict) bool { return telling(v.Kind) }))
+}
+
+// telling kinds are of a worker that has tried.
+func telling(k worker.Kind) bool {
+	return k != worker.NotReady && k != worker.Infra && k != worker.Stopped
 }
 
 // suspicious kinds of failure may be due to a single item of a batch.

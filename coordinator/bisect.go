@@ -17,8 +17,8 @@ type bisection struct {
 	verdict  worker.Verdict
 }
 
-// judgeBatch learns which items a call failed with as a whole.
-func (m *machine) judgeBatch(now clock.Instant, c *call, failed []*held, v worker.Verdict) {
+// judgeBatch learns which items a call failed with as a whole, and whether the worker has tried any.
+func (m *machine) judgeBatch(now clock.Instant, c *call, failed []*held, v worker.Verdict, tried bool) {
 	t := c.test
 	if t != nil {
 		t.testing = 0
@@ -41,16 +41,17 @@ func (m *machine) judgeBatch(now clock.Instant, c *call, failed []*held, v worke
 			m.later(now, it, 0)
 		}
 	}
-	if t != nil {
+	switch {
+	case t == nil || len(t.suspects) > 1:
+	case tried:
 		m.convict(now, c, t)
+	default:
+		m.close(t) // the others went away, and did not work: that says nothing of the one that is left
 	}
 }
 
 // convict ends a bisection with one suspect left: it did not fail alone, but it is what is left.
 func (m *machine) convict(now clock.Instant, c *call, t *bisection) {
-	if len(t.suspects) > 1 {
-		return
-	}
 	suspects := t.suspects
 	m.close(t)
 	for _, it := range suspects {
@@ -69,7 +70,7 @@ func (m *machine) convict(now clock.Instant, c *call, t *bisection) {
 func (m *machine) clear(it *held, v worker.Verdict) {
 	t := it.test
 	switch {
-	case t == nil || v.Kind == worker.NotReady || v.Kind == worker.Infra || v.Kind == worker.Stopped:
+	case t == nil || !telling(v.Kind):
 	case t.alone && suspicious(v.Kind):
 		m.close(t) // found: the others are free
 	default:

@@ -540,6 +540,24 @@ func TestSuspectLeftAlone(t *testing.T) {
 	}
 }
 
+// The suspects that are not called lose their leases while the other is called, and the worker was not ready for it: the batch's
+// failure is nobody's.
+func TestSuspectOfNothing(t *testing.T) {
+	s := newScript(t, func(c *Config) { c.Batch, c.Slots = 4, 1 })
+	s.receive(msg("a", "", 0), msg("b", "", 0))
+	whole := worker.Verdict{Kind: worker.Dead, Whole: true}
+	s.step(evCalled{s.calls[0].call, []worker.Verdict{whole, whole}})
+	s.calls = s.calls[1:]
+	s.expect("half", s.running(), "a")
+	b := s.m.tests[0].suspects[1].handle
+	s.step(evExtended{[]uint64{b}, map[uint64]error{b: source.ErrLost}})
+	s.answer("a", verdict(worker.NotReady))
+	s.wait(time.Minute)
+	if len(s.calls) != 1 || len(s.ended) != 0 || len(s.queue) != 0 {
+		t.Errorf("%q at the worker, ended %v, published %v", s.running(), s.ended, s.queue)
+	}
+}
+
 // Storage that does not answer stops the intake; what is done is kept and not executed again.
 func TestStorageTrouble(t *testing.T) {
 	s := newScript(t, func(c *Config) { c.Record, c.Slots = true, 1 })
