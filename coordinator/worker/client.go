@@ -40,9 +40,9 @@ type connection struct {
 
 const (
 	idleTime   = time.Minute
-	readBuffer = 512      // of a connection; larger bodies are read past it
-	inline     = 16 << 10 // a body up to this goes with its headers in one write, and before the answer is waited for
-	last       = 50 * time.Millisecond
+	readBuffer = 512                   // of a connection; larger bodies are read past it
+	inline     = 16 << 10              // a body up to this goes with its headers in one write, and before the answer is waited for
+	last       = 50 * time.Millisecond // for what is left of a body after its answer
 )
 
 // reply is an answer with its body, of which at most maxReply and one byte are read.
@@ -149,7 +149,7 @@ func (c *client) postFile(ctx context.Context, h *head, path string) (*reply, er
 	return answer, err
 }
 
-// postLarge waits for the answer while the body is on its way.
+// postLarge reads the answer while the body is on its way.
 func (c *client) postLarge(ctx context.Context, h *head, size int64, send func(*connection) error) (*reply, error) {
 	h.number("Content-Length", size)
 	*h = append(*h, "\r\n"...)
@@ -163,20 +163,20 @@ func (c *client) postLarge(ctx context.Context, h *head, size int64, send func(*
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- send(conn) }()
-	if _, err := conn.reader.Peek(1); err != nil {
+	answer, again, err := conn.read()
+	if err != nil {
 		conn.Close()
 	}
-	// An answer may come before the whole body, of which nobody needs the rest then.
-	late := time.AfterFunc(last, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	err = <-sent
-	late.Stop()
-	if err != nil { // but the answer is read
-		conn.SetDeadline(time.Time{})
-		if ctx.Err() != nil {
-			conn.SetDeadline(time.Unix(1, 0))
-		}
+	// Who has answered before the whole body came does not need the rest.
+	late := time.AfterFunc(last, func() { conn.Close() })
+	unsent := <-sent
+	if late.Stop() && stop() && err == nil && again && unsent == nil {
+		c.keep(conn)
+	} else {
+		stop()
+		conn.Close()
 	}
-	return c.settle(conn, stop, err == nil)
+	return answer, err
 }
 
 // settle reads the answer to a request, of which all was sent or not: who does not want all of it may have answered all the same.

@@ -216,6 +216,27 @@ func TestHTTPEarlyAnswer(t *testing.T) {
 	}
 }
 
+// Who begins to answer at once, and reads while it does, gets all of the item.
+func TestHTTPBothWays(t *testing.T) {
+	const size = 8 << 20
+	url := raw(t, func(conn net.Conn) {
+		r := bufio.NewReader(conn)
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")
+		time.Sleep(4 * last)
+		n, _ := io.Copy(io.Discard, req.Body)
+		fmt.Fprintf(conn, "7\r\n%d\r\n0\r\n\r\n", n)
+	})
+	w := NewHTTP(url)
+	defer w.Close()
+	if v := w.Call(t.Context(), []*item.Task{task("a", strings.Repeat("x", size))})[0]; v.Kind != Ack || string(v.Output.Result) != fmt.Sprint(size) {
+		t.Errorf("%+v", v)
+	}
+}
+
 // The end of a call ends it wherever it is, and the connection with it.
 func TestHTTPEnd(t *testing.T) {
 	came, gone := make(chan struct{}, 10), make(chan struct{}, 10)
