@@ -6,7 +6,8 @@
 // journal's sum as the state of its last end.
 //
 // Members of classic groups that die while they wait to join leave their groups
-// (see conn.leave).
+// (see conn.leave). A partition of which all records are deleted keeps its last
+// one (see keepEnds).
 //
 // Only what the project's own adapter does is kept: groups that begin at the
 // earliest record. A lock dies with the broker, as it does in Kafka.
@@ -28,19 +29,28 @@ func NewCluster(dir string, opts ...kfake.Opt) (*kfake.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	ready := make(chan struct{})
+	defer close(ready)
 	listen := func(network, address string) (net.Listener, error) {
 		l, err := net.Listen(network, address)
-		return listener{l, j}, err
+		return listener{l, j, ready}, err
 	}
-	return kfake.NewCluster(append(opts, kfake.DataDir(dir), kfake.SyncWrites(), kfake.ListenFn(listen))...)
+	c, err := kfake.NewCluster(append(opts, kfake.DataDir(dir), kfake.SyncWrites(), kfake.ListenFn(listen))...)
+	if err != nil {
+		return nil, err
+	}
+	keepEnds(c)
+	return c, nil
 }
 
 type listener struct {
 	net.Listener
 	journal *journal
+	ready   <-chan struct{} // nobody is served before
 }
 
 func (l listener) Accept() (net.Conn, error) {
+	<-l.ready
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
