@@ -40,6 +40,7 @@ func (c *Coordinator) Handler() http.Handler {
 	for pattern, h := range a.routes() {
 		mux.HandleFunc(pattern, h)
 	}
+	mux.HandleFunc("GET /{$}", servePage)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		refuse(w, http.StatusNotFound, "not_found", "no such path; GET /v1/openapi.json lists them")
 	})
