@@ -65,7 +65,7 @@ func TestBodiesOfManyRequests(t *testing.T) {
 			var clients sync.WaitGroup
 			for i := range 4 {
 				clients.Go(func() {
-					for j := range 9 {
+					for j := range 24 {
 						n := fmt.Sprintf("%c%c", 'A'+i, 'A'+j)
 						path := "/?n=" + n
 						if j%3 == 0 {

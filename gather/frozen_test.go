@@ -396,29 +396,36 @@ func TestFrozenReplicaIsFoundOutSoon(t *testing.T) {
 		takes, takes*3/2, frozen), rows...)
 }
 
-// TestProbesAreHedgedSooner: where one call in thirty is slow, and others wait for them, a frozen replica costs one request that time.
-// The next ones know whom they wait for.
+// TestProbesAreHedgedSooner: where one call in thirty is slow, and others wait for them, a frozen replica costs about one request that
+// time. The next ones know whom they wait for. Which replica is asked is chance, so a single freeze may cost none, or a few.
 func TestProbesAreHedgedSooner(t *testing.T) {
-	bubble(t, 1, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
-		for _, l := range w.leaves[0] {
-			l.rarely.Store(int64(40 * time.Millisecond))
-		}
-		w.clients(t, 1, 500, 0)
-		for _, l := range w.leaves[0] {
-			l.rarely.Store(0)
-		}
-		time.Sleep(budgetWindow * time.Second)
-		w.freeze(true, false)
-		slow := 0
-		for range 50 {
-			if _, _, took := w.ask(); took > 30*time.Millisecond {
-				slow++
+	const freezes = 10
+	slow := 0
+	for range freezes {
+		bubble(t, 1, 4*time.Millisecond, func(*Settings) {}, func(t *testing.T, w *bubbleWorld) {
+			for _, l := range w.leaves[0] {
+				l.rarely.Store(int64(40 * time.Millisecond))
 			}
-		}
-		if _, out := w.root.fleet.count(); slow != 1 || out != 1 {
-			t.Errorf("%d requests waited for the frozen replica, want 1; %d replicas are ejected, want 1", slow, out)
-		}
-	})
+			w.clients(t, 1, 500, 0)
+			for _, l := range w.leaves[0] {
+				l.rarely.Store(0)
+			}
+			time.Sleep(budgetWindow * time.Second)
+			w.freeze(true, false)
+			for range 50 {
+				if _, _, took := w.ask(); took > 30*time.Millisecond {
+					slow++
+				}
+			}
+			if _, out := w.root.fleet.count(); out != 1 {
+				t.Errorf("%d replicas are ejected, want 1", out)
+			}
+		})
+	}
+	// Without it, four in five freezes cost five.
+	if slow > 2*freezes {
+		t.Errorf("%d requests waited for the frozen replicas of %d freezes, want about one for each", slow, freezes)
+	}
 }
 
 // TestHedgesThatWinMakeRoom: every call of a request waits for a frozen node. It may have few hedges at once, but more when they help.
