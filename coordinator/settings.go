@@ -261,6 +261,8 @@ func (s Settings) check() error {
 		return hint.Wrap(fmt.Errorf("worker mode %s without a command", s.Worker.Mode), "put it behind --, or write command = [...]")
 	case s.Worker.Mode == ModeHTTP && s.Worker.URL == "":
 		return hint.Wrap(errors.New("worker mode http without a URL"), "give --url http://127.0.0.1:PORT/ or unix:///path/to/socket")
+	case s.Worker.Mode == ModeHTTP && worker.CheckAddress(s.Worker.URL) != nil:
+		return hint.Wrap(worker.CheckAddress(s.Worker.URL), "the worker is beside the coordinator: give --url http://127.0.0.1:PORT/ or unix:///path/to/socket")
 	case s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeDispatch && s.Worker.Work == "":
 		return hint.Wrap(fmt.Errorf("worker mode %s without a work folder", s.Worker.Mode), "give --work FOLDER; inside a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")
 	case (files || s.Worker.Mode == ModeDispatch) && s.Worker.Batch > 1:

@@ -52,6 +52,12 @@ type reply struct {
 	body   []byte
 }
 
+// CheckAddress says what is wrong with the address of an HTTP worker.
+func CheckAddress(address string) error {
+	_, err := newClient(address)
+	return err
+}
+
 // newClient returns a client of http://HOST:PORT/path or unix:///path/to/socket.
 func newClient(address string) (*client, error) {
 	network, at := "tcp", ""
