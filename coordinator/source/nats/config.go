@@ -126,8 +126,27 @@ func (c *Config) user(opts *[]nats.Option) (string, error) {
 	return u.String(), nil
 }
 
+// patience is how long an answer may take that needs no work. What a broker of several was asked when it was killed, or when
+// they had no leader, is never answered: it has to be asked again.
+const patience = 5 * time.Second
+
+// bounded gives up a question to the broker after patience; the caller asks again.
+func bounded(ctx context.Context, ask func(context.Context) error) error {
+	try, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := ask(try)
+	if err != nil && try.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: no answer in %v", source.ErrUnavailable, patience)
+	}
+	return err
+}
+
 // declare makes the stream and its consumers where they do not exist.
 func (c *Config) declare(ctx context.Context, js jetstream.JetStream) error {
+	return bounded(ctx, func(ctx context.Context) error { return c.make(ctx, js) })
+}
+
+func (c *Config) make(ctx context.Context, js jetstream.JetStream) error {
 	_, err := js.Stream(ctx, streamName(c.Queue))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = js.CreateStream(ctx, jetstream.StreamConfig{
@@ -155,6 +174,21 @@ func (c *Config) declare(ctx context.Context, js jetstream.JetStream) error {
 	return nil
 }
 
+// tune makes sure that a class's consumer exists and has our lease. It looks first: who leads the consumer answers that, while
+// a change is decided by the leader of all brokers, and between two leaders by nobody.
+func (c *Config) tune(ctx context.Context, js jetstream.JetStream, class int) error {
+	return bounded(ctx, func(ctx context.Context) error {
+		known, err := js.Consumer(ctx, streamName(c.Queue), durable(class))
+		if err == nil && known.CachedInfo().Config.AckWait == c.Lease {
+			return nil
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return err
+		}
+		return c.consumer(ctx, js, class)
+	})
+}
+
 // consumer makes a class's consumer, or gives it our lease.
 func (c *Config) consumer(ctx context.Context, js jetstream.JetStream, class int) error {
 	_, err := js.CreateOrUpdateConsumer(ctx, streamName(c.Queue), jetstream.ConsumerConfig{
@@ -169,6 +203,12 @@ func (c *Config) consumer(ctx context.Context, js jetstream.JetStream, class int
 	return err
 }
 
+// Codes of the server for which the client has no names.
+const (
+	noPeers   jetstream.ErrorCode = 10005 // too few brokers at the moment, with the code of a wrong configuration
+	noCluster jetstream.ErrorCode = 10074
+)
+
 // explain gives the client's errors the meaning of the contract.
 func explain(err error) error {
 	var dns *net.DNSError
@@ -176,7 +216,7 @@ func explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, context.Canceled), errors.Is(err, source.ErrConfig):
+	case errors.Is(err, context.Canceled), errors.Is(err, source.ErrConfig), errors.Is(err, source.ErrUnavailable):
 		return err
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrPermissionViolation), strings.Contains(strings.ToLower(err.Error()), "authorization violation"):
@@ -187,6 +227,10 @@ func explain(err error) error {
 		return fmt.Errorf("%w: %w", source.ErrTooLarge, err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return hint.Wrap(fmt.Errorf("%w: %w", source.ErrConfig, err), "start nats-server with JetStream (-js) and a store folder")
+	case errors.As(err, &api) && api.ErrorCode == noPeers:
+		return hint.Wrap(fmt.Errorf("%w: %w", source.ErrUnavailable, err), "a new queue with replicas=3 needs all three brokers")
+	case errors.As(err, &api) && api.ErrorCode == noCluster:
+		return hint.Wrap(fmt.Errorf("%w: %w", source.ErrConfig, err), "replicas=3 needs three brokers that are one cluster")
 	case errors.As(err, &api) && api.Code >= 400 && api.Code < 500:
 		return fmt.Errorf("%w: %w", source.ErrConfig, err)
 	}

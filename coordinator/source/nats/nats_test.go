@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,8 @@ import (
 const (
 	serverVariable = "RETINUE_NATS_TEST"
 	storeVariable  = "RETINUE_NATS_TEST_STORE"
+	// name, own address and those of the others
+	clusterVariable = "RETINUE_NATS_TEST_CLUSTER"
 )
 
 func TestMain(m *testing.M) {
@@ -33,9 +36,11 @@ func TestMain(m *testing.M) {
 
 // serve is the embedded broker, in a process of its own.
 func serve() error {
-	b, err := broker.Start(context.Background(), broker.Config{
-		Dir: os.Getenv(storeVariable), Listen: os.Getenv(serverVariable), User: "u", Password: "p",
-	})
+	c := broker.Config{Dir: os.Getenv(storeVariable), Listen: os.Getenv(serverVariable), User: "u", Password: "p"}
+	if of := strings.Fields(os.Getenv(clusterVariable)); len(of) > 0 {
+		c.Name, c.Cluster, c.Routes = of[0], of[1], of[2:]
+	}
+	b, err := broker.Start(context.Background(), c)
 	if err != nil {
 		return err
 	}

@@ -36,12 +36,21 @@ type puller struct {
 type request struct {
 	number int // 0: none
 	left   int
-	until  time.Time
+	until  time.Time // when it is taken for forgotten
 	sent   clock.Instant
 	waits  bool
 }
 
-const waitFor = 20 * time.Second
+const (
+	waitFor = 20 * time.Second
+	// A request that waits lies in the memory of the broker that leads the consumer, and is gone with it. Nothing tells a client
+	// that is connected to another one, so the broker is to say every beat that it still has it.
+	beat = 2 * time.Second
+	// silence is after how long without a beat it is asked again.
+	silence = 5 * beat / 2
+	// again is the pause after an answer that will be the same at once, as "nobody leads the consumer".
+	again = 200 * time.Millisecond
+)
 
 func newPuller(s *Source) *puller {
 	return &puller{s: s, shares: source.Classes{N: s.cfg.Classes}, events: make(chan struct{}, 1)}
@@ -103,19 +112,24 @@ func (p *puller) arrived(raw *nats.Msg) {
 	}
 }
 
-// endedLocked handles the status that ends a request: nothing there, expired, or the consumer moved.
+// endedLocked handles what the broker says of a request: it still stands, nothing is there, it expired, or the consumer moved.
 func (p *puller) endedLocked(raw *nats.Msg) {
 	status := raw.Header.Get("Status")
+	deleted := status == "409" && strings.Contains(raw.Header.Get("Description"), "Deleted")
 	number, _ := strconv.Atoi(raw.Subject[strings.LastIndexByte(raw.Subject, '.')+1:])
-	if status == "100" {
-		return
-	}
 	for class := range p.asked {
-		if p.asked[class].number == number {
-			p.asked[class].number = 0
+		r := &p.asked[class]
+		switch {
+		case r.number == 0 || r.number != number:
+		case status == "100":
+			r.until = time.Now().Add(silence)
+		case status == "404" || status == "408" || deleted:
+			r.number = 0
+		default:
+			r.until = time.Now().Add(again)
 		}
 	}
-	if status == "409" && strings.Contains(raw.Header.Get("Description"), "Deleted") {
+	if deleted {
 		p.broken = fmt.Errorf("%w: the consumer of the queue was deleted", source.ErrUnavailable)
 		p.s.tuned.Store(false)
 	}
@@ -129,14 +143,20 @@ func (p *puller) ask(class, n int, wait time.Duration) error {
 		return nil
 	}
 	p.last++
-	p.asked[class] = request{number: p.last, left: n, until: time.Now().Add(wait + 2*time.Second), sent: p.s.held.Now(), waits: wait > 0}
+	r := request{number: p.last, left: n, until: time.Now().Add(2 * time.Second), sent: p.s.held.Now(), waits: wait > 0}
+	var every time.Duration
+	if r.waits {
+		every, r.until = beat, time.Now().Add(silence)
+	}
+	p.asked[class] = r
 	reply := fmt.Sprintf("%s.%d", p.inbox, p.last)
 	p.mu.Unlock()
 	body := struct {
 		Batch   int           `json:"batch"`
 		Expires time.Duration `json:"expires,omitempty"`
 		NoWait  bool          `json:"no_wait,omitempty"`
-	}{n, wait, wait == 0}
+		Beat    time.Duration `json:"idle_heartbeat,omitempty"`
+	}{n, wait, wait == 0, every}
 	data, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -173,7 +193,7 @@ func (p *puller) receive(ctx context.Context, max int, classes *source.Classes) 
 				return nil, explain(err)
 			}
 		}
-		if err := p.wait(ctx, waitFor); err != nil {
+		if err := p.wait(ctx, p.forgotten()); err != nil {
 			return nil, err
 		}
 	}
@@ -208,6 +228,19 @@ func (p *puller) open(class int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.asked[class].number != 0 && time.Now().Before(p.asked[class].until)
+}
+
+// forgotten is how long it is until the first request is to be repeated.
+func (p *puller) forgotten() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := silence
+	for _, r := range p.asked {
+		if r.number != 0 {
+			first = min(first, time.Until(r.until))
+		}
+	}
+	return max(first, time.Millisecond)
 }
 
 // wait returns when something changed, or after a time.
