@@ -26,6 +26,22 @@ node_prefix "" {
 `, job, journals+job+"/")
 }
 
+// BrokerACL returns the Consul ACL rules that each of a job's three brokers needs: where the others are. A broker that is alone asks nothing.
+func BrokerACL(job string) string {
+	return fmt.Sprintf(`# The brokers of %[1]q: where the others are.
+service "%[1]s-brokers" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}
+`, job)
+}
+
+// BrokerRole is the role of the task "broker" of a job.
+func BrokerRole(job string) string { return "retinue-broker-" + job }
+
 // NomadACL returns the Nomad ACL policy of coordinators in mode dispatch: they make children of a parameterized job, see which there are and how these end, and
 // stop them. Nomad has no right for one job alone: it holds for the namespace.
 func NomadACL(namespace string) string {

@@ -23,7 +23,7 @@ func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 // flags are the command line.
 type flags struct {
-	data, listen, durability, user, passwordFile, name, cluster, logLevel string
+	data, listen, durability, user, passwordFile, name, cluster, routesFile, advertise, logLevel string
 	routes                                                                []string
 }
 
@@ -50,15 +50,20 @@ Anything but loopback needs a password: --password-file names a file with it.`,
 	cmd.Flags().StringVar(&f.name, "name", "", "this broker's name among three")
 	cmd.Flags().StringVar(&f.cluster, "cluster", "", "where the other brokers connect, HOST:PORT")
 	cmd.Flags().StringSliceVar(&f.routes, "routes", nil, "the other brokers' --cluster addresses")
+	cmd.Flags().StringVar(&f.routesFile, "routes-file", "", "file with the other brokers' --cluster addresses, one a line, in place of --routes; this broker's own may be among them. A broker that is new waits for two others")
+	cmd.Flags().StringVar(&f.advertise, "cluster-advertise", "", "where the other brokers reach --cluster when that is not the address itself, HOST:PORT")
 	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }
 
 // config reads the flags; the password never stands on a command line.
 func (f flags) config() (broker.Config, error) {
-	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes}
+	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes, RoutesFile: f.routesFile, Advertise: f.advertise}
 	if f.data == "" {
 		return c, cli.Usage(hint.Wrap(errors.New("no folder for the messages"), "give --data FOLDER"))
+	}
+	if f.cluster == "" && (f.routesFile != "" || f.advertise != "" || len(f.routes) > 0) {
+		return c, cli.Usage(hint.Wrap(errors.New("routes to other brokers, and no address for them"), "give --cluster HOST:PORT and --name NAME"))
 	}
 	if f.passwordFile == "" {
 		if !loopback(f.listen) || f.cluster != "" && !loopback(f.cluster) {
@@ -92,6 +97,9 @@ func (f flags) run(cmd *cobra.Command) error {
 	log, err := obs.Logger(cmd.ErrOrStderr(), "broker", f.logLevel)
 	if err != nil {
 		return cli.Usage(err)
+	}
+	if c.RoutesFile != "" {
+		log.Info("waiting for the other brokers", "file", c.RoutesFile, "name", c.Name)
 	}
 	b, err := broker.Start(cmd.Context(), c)
 	if err != nil {

@@ -47,6 +47,9 @@ func (f *aclFlags) of(pattern string) rights {
 	case "coordinator":
 		f.job = cmp.Or(f.job, "work-queue")
 		return rights{role: coordinator.RoleName(f.job), consul: coordinator.ACL(f.job), policy: coordinator.RoleName(f.job), nomad: coordinator.NomadACL(f.namespace)}
+	case "broker":
+		f.job = cmp.Or(f.job, "work-queue")
+		return rights{role: coordinator.BrokerRole(f.job), consul: coordinator.BrokerACL(f.job)}
 	case "scaler":
 		f.job = cmp.Or(f.job, "work-queue")
 		return rights{role: scale.RoleName(f.job), consul: scale.ACL(f.job), policy: scale.RoleName(f.job), nomad: scale.NomadACL(f.namespace)}
@@ -55,7 +58,7 @@ func (f *aclFlags) of(pattern string) rights {
 	return rights{role: elector.RoleName(f.job), consul: elector.Policy(f.job)}
 }
 
-var aclPatterns = []string{"elector", "gather", "coordinator", "scaler"}
+var aclPatterns = []string{"elector", "gather", "coordinator", "broker", "scaler"}
 
 func newACLCmd() *cobra.Command {
 	cmd := &cobra.Command{

@@ -48,11 +48,16 @@ type Config struct {
 	// User and Password are asked of clients; both empty: nobody is asked.
 	User, Password string
 	Durability     Durability
-	// Name, Cluster and Routes make one of three brokers out of it: Name is unique, Cluster is the host:port for the others,
-	// Routes are theirs. All empty: it is alone.
+	// Name, Cluster and Routes make one of three brokers out of it: Name is unique and stays, as its copies go by it; Cluster is
+	// the host:port for the others, Routes are theirs. All empty: it is alone.
 	Name    string
 	Cluster string
 	Routes  []string
+	// RoutesFile has the routes instead, one a line. Start waits until it has two, or where this broker has been one of three
+	// before, one.
+	RoutesFile string
+	// Advertise is where the others reach Cluster, when that is not the address itself; "" for that.
+	Advertise string
 	// MaxStore bounds what is kept on disk, in bytes; 0: three quarters of what is free.
 	MaxStore int64
 }
@@ -64,6 +69,11 @@ type Broker struct {
 
 // Start returns when the broker takes clients.
 func Start(ctx context.Context, c Config) (*Broker, error) {
+	if c.RoutesFile != "" {
+		if err := c.await(ctx); err != nil {
+			return nil, fmt.Errorf("start the broker: %w", err)
+		}
+	}
 	opts, err := c.options()
 	if err != nil {
 		return nil, fmt.Errorf("start the broker: %w", err)
@@ -143,7 +153,9 @@ func (c Config) options() (*server.Options, error) {
 	if o.Cluster.Host, o.Cluster.Port, err = split(c.Cluster); err != nil {
 		return nil, err
 	}
-	o.Cluster.Name = "retinue"
+	o.Cluster.Name, o.Cluster.Advertise = "retinue", c.Advertise
+	// Clients are not told of the other brokers: what these know of their own addresses may be true in their network alone.
+	o.Cluster.NoAdvertise = true
 	o.Cluster.Username, o.Cluster.Password = c.User, c.Password
 	for _, r := range c.Routes {
 		u := &url.URL{Scheme: "nats", Host: r}

@@ -157,6 +157,7 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"keep=7":              "must be a time like 7d",
 		"artifacts=/shared":   "must be like s3://BUCKET/PREFIX",
 		"broker_disk=-1":      "must be a whole number",
+		"brokers=2":           "must be 1 or 3",
 	})
 	refuses(t, "work-queue-dispatch", map[string]string{
 		"driver=exec":      "must be docker or raw_exec",

@@ -247,6 +247,22 @@ func TestPolicyIsTheCoordinatorsOwn(t *testing.T) {
 	}
 }
 
+// The same for its three brokers.
+func TestPolicyIsTheBrokersOwn(t *testing.T) {
+	tf, c := onCluster(t, "modules/consul-acl")
+	args := []string{"-auto-approve", "-var", "pattern=broker", "-var", "job_name=terraform-brokers"}
+	tf.run("init")
+	t.Cleanup(func() { tf.run(append([]string{"destroy"}, args...)...) })
+	tf.run(append([]string{"apply"}, args...)...)
+	policy, _, err := c.Consul.ACL().PolicyReadByName(coordinator.BrokerRole("terraform-brokers"), nil)
+	if err != nil || policy == nil {
+		t.Fatalf("policy %v, %v", policy, err)
+	}
+	if got, want := rules(t, policy.Rules), rules(t, coordinator.BrokerACL("terraform-brokers")); !slices.Equal(got, want) {
+		t.Errorf("the module gives %v, the brokers ask for %v", got, want)
+	}
+}
+
 // The same for its scalers, at Consul and at Nomad.
 func TestPolicyIsTheScalersOwn(t *testing.T) {
 	const job = "terraform-scaler"

@@ -2,6 +2,7 @@ package dial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -48,27 +49,37 @@ func newCatalog(service string) (*catalog, error) {
 func (c *catalog) Dial(network, _ string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
 	defer cancel()
-	addr, err := c.find(ctx)
+	addrs, err := c.find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find service %s in Consul: %w", c.service, err)
 	}
-	return (&net.Dialer{}).DialContext(ctx, network, addr)
+	var failed error
+	for _, addr := range addrs { // of three brokers one may be dead, and its check not know it yet
+		try, cancel := context.WithTimeout(ctx, lookupTimeout/time.Duration(len(addrs)))
+		conn, err := (&net.Dialer{}).DialContext(try, network, addr)
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		failed = errors.Join(failed, err)
+	}
+	return nil, failed
 }
 
-// find returns the address of an instance, of a passing one where there is one: a check may be later than the broker.
-func (c *catalog) find(ctx context.Context) (string, error) {
+// find returns the addresses of the instances, passing ones first: a check may be later than the broker.
+func (c *catalog) find(ctx context.Context) ([]string, error) {
 	token, err := c.client.Token()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	entries, _, err := c.client.Health().Service(c.service, "", false, (&api.QueryOptions{Token: token}).WithContext(ctx))
 	if err != nil {
-		return "", c.client.Advice(err)
+		return nil, c.client.Advice(err)
 	}
 	return choose(entries)
 }
 
-func choose(entries []*api.ServiceEntry) (string, error) {
+func choose(entries []*api.ServiceEntry) ([]string, error) {
 	var passing, others []string
 	for _, e := range entries {
 		host := e.Service.Address
@@ -82,11 +93,11 @@ func choose(entries []*api.ServiceEntry) (string, error) {
 			others = append(others, addr)
 		}
 	}
-	if len(passing) == 0 {
-		passing = others
+	for _, some := range [][]string{passing, others} {
+		rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	}
-	if len(passing) == 0 {
-		return "", fmt.Errorf("it has no instance, or the token may not read it")
+	if passing = append(passing, others...); len(passing) == 0 {
+		return nil, errors.New("it has no instance, or the token may not read it")
 	}
-	return passing[rand.IntN(len(passing))], nil
+	return passing, nil
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,18 +69,18 @@ func TestServiceMoves(t *testing.T) {
 	}
 }
 
-// A passing instance goes first, and one that does not pass before none.
+// Passing instances go first, and those that do not pass before none.
 func TestChoose(t *testing.T) {
 	entry := func(host, status string) *api.ServiceEntry {
 		return &api.ServiceEntry{Node: &api.Node{Address: "10.0.0.9"}, Service: &api.AgentService{Address: host, Port: 7}, Checks: api.HealthChecks{{Status: status}}}
 	}
 	for want, entries := range map[string][]*api.ServiceEntry{
-		"10.0.0.2:7": {entry("10.0.0.1", "critical"), entry("10.0.0.2", "passing")},
-		"10.0.0.1:7": {entry("10.0.0.1", "critical")},
-		"10.0.0.9:7": {entry("", "passing")},
-		"":           nil,
+		"10.0.0.2:7 10.0.0.1:7": {entry("10.0.0.1", "critical"), entry("10.0.0.2", "passing")},
+		"10.0.0.1:7":            {entry("10.0.0.1", "critical")},
+		"10.0.0.9:7":            {entry("", "passing")},
+		"":                      nil,
 	} {
-		if got, err := choose(entries); got != want || (err == nil) != (want != "") {
+		if got, err := choose(entries); strings.Join(got, " ") != want || (err == nil) != (want != "") {
 			t.Errorf("%q, %v, want %q", got, err, want)
 		}
 	}

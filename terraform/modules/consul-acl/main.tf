@@ -49,6 +49,17 @@ locals {
       }
     EOT
 
+    # What each of the three brokers of a work queue does: it reads where the others
+    # are.
+    broker = <<-EOT
+      service "${var.job_name}-brokers" {
+        policy = "read"
+      }
+      node_prefix "" {
+        policy = "read"
+      }
+    EOT
+
     # What the scalers of a work queue do: they agree on one of them by a session, of
     # a node that has no agent, read what the coordinators report, and remove what
     # dead ones left.

@@ -10,14 +10,14 @@ variable "job_name" {
 }
 
 variable "pattern" {
-  description = "Whose rights: elector (leader election), gather (the roots of scatter/gather), coordinator or scaler (work queue)."
+  description = "Whose rights: elector (leader election), gather (the roots of scatter/gather), coordinator, broker or scaler (work queue)."
   type        = string
   default     = "elector"
   nullable    = false
 
   validation {
-    condition     = contains(["elector", "gather", "coordinator", "scaler"], var.pattern)
-    error_message = "The pattern must be elector, gather, coordinator or scaler."
+    condition     = contains(["elector", "gather", "coordinator", "broker", "scaler"], var.pattern)
+    error_message = "The pattern must be elector, gather, coordinator, broker or scaler."
   }
 }
 

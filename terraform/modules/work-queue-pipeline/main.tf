@@ -21,6 +21,7 @@ locals {
       worker_env            = jsonencode(var.worker_env)
       worker_artifacts      = jsonencode(var.worker_artifacts)
       worker_resources      = jsonencode(var.worker_resources)
+      brokers               = jsonencode(var.brokers)
       broker_disk           = jsonencode(var.broker_disk)
       broker_resources      = jsonencode(var.broker_resources)
     } : name => replace(replace(value, "$${", "$$${"), "%%{", "%%%{")

@@ -334,8 +334,19 @@ variable "worker_resources" {
   default     = { cpu = 200, memory = 256 }
 }
 
+variable "brokers" {
+  description = "Brokers of the job: 1, or 3 on different nodes with a copy of the queue each, which go on while one of them is dead. Change it when the queue is empty: the number of brokers has messages of its own."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = contains([1, 3], var.brokers)
+    error_message = "The brokers must be 1 or 3: two do not go on when one is dead, and more than three copies are not kept."
+  }
+}
+
 variable "broker_volume" {
-  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node."
+  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node. Three brokers have the CSI volumes of this name with [0], [1] and [2]."
   type        = string
   default     = ""
 }
@@ -385,7 +396,8 @@ locals {
 
   # The job's own broker is found through Consul at each connection, so that it may move.
   own_broker = var.queue_url == ""
-  own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password"
+  cluster    = var.brokers == 3
+  own_url    = "nats://retinue@${var.job_name}-broker.service.consul?password_file=${NOMAD_SECRETS_DIR}/broker-password${local.cluster ? "&replicas=3" : ""}"
   password   = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}{{ .password }}{{ end }}"
 
   # The key of S3 and SQS, as AWS's own programs have it: a file, and nothing of it in the job.
@@ -788,13 +800,33 @@ job "work-queue-pipeline" {
     }
   }
 
-  # The queue itself: one task, which does not come and go with the workers.
+  # The queue itself: one task or three, which do not come and go with the workers.
   dynamic "group" {
     for_each = local.own_broker ? ["broker"] : []
     labels   = [group.value]
 
     content {
-      count = 1
+      count = var.brokers
+
+      # Of three, one at a time, and each on a node of its own: two make up the queue.
+      dynamic "update" {
+        for_each = local.cluster ? [1] : []
+
+        content {
+          max_parallel     = 1
+          min_healthy_time = "15s"
+          healthy_deadline = "5m"
+        }
+      }
+
+      dynamic "constraint" {
+        for_each = local.cluster ? ["true"] : []
+
+        content {
+          operator = "distinct_hosts"
+          value    = constraint.value
+        }
+      }
 
       # The next allocation gets the messages of the one before, from another node too while that one is there.
       ephemeral_disk {
@@ -808,6 +840,15 @@ job "work-queue-pipeline" {
 
         port "broker" {
           to = local.bridge ? 4222 : 0
+        }
+
+        dynamic "port" {
+          for_each = local.cluster ? ["peers"] : []
+          labels   = [port.value]
+
+          content {
+            to = local.bridge ? 6222 : 0
+          }
         }
       }
 
@@ -825,6 +866,7 @@ job "work-queue-pipeline" {
         content {
           type            = var.broker_volume_type
           source          = volume.value
+          per_alloc       = local.cluster && var.broker_volume_type == "csi"
           access_mode     = var.broker_volume_type == "csi" ? "single-node-writer" : ""
           attachment_mode = var.broker_volume_type == "csi" ? "file-system" : ""
         }
@@ -838,6 +880,16 @@ job "work-queue-pipeline" {
           type     = "tcp"
           interval = "3s"
           timeout  = "2s"
+        }
+      }
+
+      # Where the brokers meet.
+      dynamic "service" {
+        for_each = local.cluster ? ["${var.job_name}-brokers"] : []
+
+        content {
+          name = service.value
+          port = "peers"
         }
       }
 
@@ -863,19 +915,42 @@ job "work-queue-pipeline" {
           }
         }
 
+        # It looks up the others.
+        dynamic "consul" {
+          for_each = local.cluster ? [1] : []
+
+          content {}
+        }
+
         template {
           destination = "secrets/broker-password"
           perms       = "600"
           data        = local.password
         }
 
-        env {
+        # Who starts asks here who is there; who is there is told by who starts.
+        dynamic "template" {
+          for_each = local.cluster ? [1] : []
+
+          content {
+            destination = "local/brokers"
+            change_mode = "noop"
+            data        = "{{ range service `${var.job_name}-brokers|any` }}{{ .Address }}:{{ .Port }}\n{{ end }}"
+          }
+        }
+
+        env = merge({
           # In host mode every address of the machine is shared: listen on the one that Nomad publishes.
           RETINUE_BROKER_LISTEN        = local.bridge ? "0.0.0.0:4222" : "${NOMAD_ADDR_broker}"
-          RETINUE_BROKER_DATA          = var.broker_volume == "" ? "${NOMAD_ALLOC_DIR}/data/broker" : "/queue/${var.job_name}"
+          RETINUE_BROKER_DATA          = var.broker_volume == "" ? "${NOMAD_ALLOC_DIR}/data/${local.cluster ? "brokers" : "broker"}" : "/queue/${var.job_name}${local.cluster ? "/${NOMAD_ALLOC_INDEX}" : ""}"
           RETINUE_BROKER_PASSWORD_FILE = "${NOMAD_SECRETS_DIR}/broker-password"
           RETINUE_BROKER_DURABILITY    = var.broker_durability
-        }
+          }, local.cluster ? {
+          RETINUE_BROKER_NAME              = "${var.job_name}-${NOMAD_ALLOC_INDEX}"
+          RETINUE_BROKER_CLUSTER           = local.bridge ? "0.0.0.0:6222" : "${NOMAD_ADDR_peers}"
+          RETINUE_BROKER_CLUSTER_ADVERTISE = "${NOMAD_HOST_ADDR_peers}"
+          RETINUE_BROKER_ROUTES_FILE       = "${NOMAD_TASK_DIR}/brokers"
+        } : {})
 
         dynamic "volume_mount" {
           for_each = var.broker_volume == "" ? [] : ["queue"]

@@ -22,6 +22,7 @@ locals {
       worker_artifacts      = jsonencode(var.worker_artifacts)
       worker_port           = jsonencode(var.worker_port)
       worker_resources      = jsonencode(var.worker_resources)
+      brokers               = jsonencode(var.brokers)
       broker_disk           = jsonencode(var.broker_disk)
       broker_resources      = jsonencode(var.broker_resources)
     } : name => replace(replace(value, "$${", "$$${"), "%%{", "%%%{")

@@ -415,8 +415,20 @@ variable "worker_resources" {
   nullable    = false
 }
 
+variable "brokers" {
+  description = "Brokers of the job: 1, or 3 on different nodes with a copy of the queue each, which go on while one of them is dead. Change it when the queue is empty: the number of brokers has messages of its own."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = contains([1, 3], var.brokers)
+    error_message = "The brokers must be 1 or 3: two do not go on when one is dead, and more than three copies are not kept."
+  }
+  nullable = false
+}
+
 variable "broker_volume" {
-  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node."
+  description = "Host or CSI volume for the messages of the job's own broker (docker, exec). Empty: the allocation's disk, which moves on a drain and is lost with its node. Three brokers have the CSI volumes of this name with [0], [1] and [2]."
   type        = string
   default     = ""
   nullable    = false

@@ -1,0 +1,144 @@
+package workqueue_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"retinue/coordinator/item"
+	"retinue/tests/harness"
+)
+
+// A queue with three brokers goes on while one is dead, whichever: the leader of the queue dies in the middle of the work, and is
+// held down until the rest is done.
+func TestThreeBrokersOneDies(t *testing.T) {
+	c := cluster.Get(t)
+	const name, count = "three-raw-exec", 120
+	c.Command(t, harness.RetinueBinary(t), "acl", "apply", "broker", "--job", name)
+	vars := mergeVars(drivers["raw_exec"].vars(c), map[string]string{"brokers": "3", "count": "2", "drain_seconds": "5"})
+	q := run(t, "work-queue", name, 5, vars)
+	nodes := map[string]bool{}
+	for _, a := range q.in("broker") {
+		nodes[a.NodeID] = true
+	}
+	if len(nodes) != 3 {
+		t.Errorf("three brokers are on %d nodes", len(nodes))
+	}
+	q.put("worker", 0, count/2)
+	q.until(q.ID, 10)
+	if st := q.stream(); st.Config.Replicas != 3 {
+		t.Fatalf("the queue has %d copies", st.Config.Replicas)
+	}
+
+	// kill -9 of the broker that leads the queue; its process comes again and is one of three once more.
+	victim := q.leader()
+	began := time.Now()
+	q.Kill(victim, "broker")
+	q.until(q.ID, count/2)
+	t.Logf("the leader died with %d items to do: done after %v", count/2-10, time.Since(began).Round(time.Millisecond))
+	harness.Eventually(t, 30*time.Second, "all three have all", func(context.Context) error { return q.whole() })
+
+	// Another one stays away: two are enough, for who publishes too.
+	victim = q.leader()
+	began = time.Now()
+	q.Signal(victim, "broker", syscall.SIGSTOP)
+	stopped := true
+	defer func() {
+		if stopped {
+			q.Signal(victim, "broker", syscall.SIGCONT)
+		}
+	}()
+	q.put("worker", count/2, count/2)
+	records := q.until(q.ID, count)
+	t.Logf("with two brokers: %d items put and done after %v", count/2, time.Since(began).Round(time.Millisecond))
+	q.Signal(victim, "broker", syscall.SIGCONT)
+	stopped = false
+	q.check(records, count)
+	for _, rec := range records {
+		if rec.State == item.Done && len(rec.Attempts) != 0 {
+			t.Errorf("%s failed first: %+v", rec.ID, rec.Attempts)
+		}
+	}
+	harness.Eventually(t, 30*time.Second, "all three have all, and nothing is left", func(context.Context) error {
+		if n := q.stream().State.Msgs; n != 0 {
+			return fmt.Errorf("%d messages are left", n)
+		}
+		return q.whole()
+	})
+}
+
+// stream asks any of the brokers for the queue.
+func (q *queue) stream() *jetstream.StreamInfo {
+	q.t.Helper()
+	variable, _, err := q.c.Nomad.Variables().Read("nomad/jobs/"+q.ID, nil)
+	if err != nil {
+		q.t.Fatal(err)
+	}
+	services, _, err := q.c.Consul.Health().Service(q.ID+"-broker", "", false, nil)
+	if err != nil {
+		q.t.Fatal(err)
+	}
+	var urls []string
+	for _, s := range services {
+		urls = append(urls, "nats://"+s.Service.Address+":"+strconv.Itoa(s.Service.Port))
+	}
+	var info *jetstream.StreamInfo
+	harness.Eventually(q.t, 30*time.Second, "the queue is told", func(ctx context.Context) error {
+		for _, url := range urls { // one of them may stand still
+			nc, err := nats.Connect(url, nats.UserInfo("retinue", variable.Items["password"]), nats.Timeout(time.Second))
+			if err != nil {
+				continue
+			}
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			if err != nil {
+				return err
+			}
+			try, cancel := context.WithTimeout(ctx, 2*time.Second)
+			st, err := js.Stream(try, "QUEUE_"+q.ID)
+			cancel()
+			if err == nil && st.CachedInfo().Cluster.Leader != "" {
+				info = st.CachedInfo()
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %v has it", urls)
+	})
+	return info
+}
+
+// leader is the allocation of the broker that leads the queue.
+func (q *queue) leader() *harness.Alloc {
+	q.t.Helper()
+	name := q.stream().Cluster.Leader
+	up := q.in("broker")
+	i := slices.IndexFunc(up, func(a *harness.Alloc) bool {
+		return strings.HasSuffix(a.Name, "["+strings.TrimPrefix(name, q.ID+"-")+"]")
+	})
+	if i < 0 {
+		q.t.Fatalf("no allocation is broker %s", name)
+	}
+	return up[i]
+}
+
+// whole says whether all three have all.
+func (q *queue) whole() error {
+	peers := q.stream().Cluster.Replicas
+	for _, p := range peers {
+		if !p.Current || p.Offline {
+			return fmt.Errorf("%s is behind: %+v", p.Name, *p)
+		}
+	}
+	if len(peers) != 2 {
+		return fmt.Errorf("%d copies", 1+len(peers))
+	}
+	return nil
+}
