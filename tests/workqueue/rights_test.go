@@ -10,6 +10,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 
 	"retinue/coordinator"
+	"retinue/tests/harness"
 )
 
 // The role of a job's coordinators is enough for its own journal, and for nothing else.
@@ -43,6 +44,38 @@ func TestRightsAreNarrow(t *testing.T) {
 	}
 	if _, err := as.Catalog().Register(&consulapi.CatalogRegistration{Node: "x", Address: "127.0.0.1", Service: &consulapi.AgentService{Service: "rights-broker"}}, nil); err == nil {
 		t.Error("the coordinators may register a broker")
+	}
+}
+
+// The role of a job's brokers shows them where the others are, and nothing else.
+func TestBrokersSeeEachOther(t *testing.T) {
+	c := cluster.Get(t)
+	const job = "rights-three"
+	c.Command(t, harness.RetinueBinary(t), "acl", "apply", "broker", "--job", job)
+	token, _, err := c.Consul.ACL().TokenCreate(&consulapi.ACLToken{Roles: []*consulapi.ACLLink{{Name: coordinator.BrokerRole(job)}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, err := consulapi.NewClient(&consulapi.Config{Address: c.ConsulAddr(), Token: token.SecretID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for service, seen := range map[string]int{job + "-brokers": 1, job + "-broker": 0, "another-brokers": 0} {
+		node := "rights-" + service
+		if _, err := c.Consul.Catalog().Register(&consulapi.CatalogRegistration{Node: node, Address: "127.0.0.1", Service: &consulapi.AgentService{Service: service, Port: 1}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if _, err := c.Consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: node}, nil); err != nil {
+				t.Error(err)
+			}
+		})
+		if found, _, err := as.Health().Service(service, "", false, nil); err != nil || len(found) != seen {
+			t.Errorf("%s: %d instances, %v; want %d", service, len(found), err, seen)
+		}
+	}
+	if _, err := as.KV().Put(&consulapi.KVPair{Key: "retinue/queues/" + job + "/x"}, nil); err == nil {
+		t.Error("the brokers may write records")
 	}
 }
 
