@@ -38,8 +38,11 @@ type connection struct {
 	used   time.Time // for the last time; zero for a new one
 }
 
+// idleTime is how long a connection may be idle and have another call. Servers close theirs after two seconds (Gunicorn), five (Node, Uvicorn, Apache) or more,
+// and one that does so at the moment in which an item comes looks like one that died of it. A new connection costs less than that.
+const idleTime = time.Second
+
 const (
-	idleTime   = time.Minute
 	readBuffer = 512                   // of a connection; larger bodies are read past it
 	inline     = 16 << 10              // a body up to this goes with its headers in one write, and before the answer is waited for
 	last       = 50 * time.Millisecond // for what is left of a body after its answer

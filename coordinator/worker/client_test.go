@@ -95,7 +95,12 @@ func TestHTTPIdleConnections(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		srv := &http.Server{Handler: http.HandlerFunc(echo), IdleTimeout: time.Millisecond}
+		closed := make(chan struct{}, 20)
+		srv := &http.Server{Handler: http.HandlerFunc(echo), IdleTimeout: time.Millisecond, ConnState: func(_ net.Conn, s http.ConnState) {
+			if s == http.StateClosed {
+				closed <- struct{}{}
+			}
+		}}
 		go srv.Serve(l)
 		defer srv.Close()
 		url := "http://" + l.Addr().String()
@@ -108,7 +113,7 @@ func TestHTTPIdleConnections(t *testing.T) {
 			if v := w.Call(t.Context(), []*item.Task{task("a", "x")})[0]; v.Kind != Ack {
 				t.Fatalf("%s, call %d: %+v", network, i, v)
 			}
-			time.Sleep(time.Duration(i%5) * 3 * time.Millisecond)
+			<-closed // at the moment of a call it would look like a crash
 		}
 	}
 	// One that says nothing of it, and answers one request a connection.
@@ -129,6 +134,30 @@ func TestHTTPIdleConnections(t *testing.T) {
 	}
 	if served.Load() != 10 {
 		t.Errorf("%d of 10 items were served", served.Load())
+	}
+}
+
+// A connection that was idle for longer than servers wait is not tried: the server may be about to close it.
+func TestHTTPOldConnections(t *testing.T) {
+	var conns atomic.Int64
+	url := raw(t, func(conn net.Conn) {
+		conns.Add(1)
+		for r := bufio.NewReader(conn); ; {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	w := NewHTTP(url)
+	defer w.Close()
+	for i, want := range []int64{1, 1, 2} {
+		if v := w.Call(t.Context(), []*item.Task{task("a", "")})[0]; v.Kind != Ack || conns.Load() != want {
+			t.Errorf("call %d: %+v, %d connections, want %d", i, v, conns.Load(), want)
+		}
+		if i == 1 {
+			w.client.idle[0].used = time.Now().Add(-idleTime)
+		}
 	}
 }
 
