@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"retinue/coordinator/item"
+	"retinue/internal/disk"
 )
 
 // recordName is the record's file beside the outputs. It also makes the folder not empty, so that even a plain rename
@@ -41,39 +42,49 @@ func (r Rename) Commit(_ context.Context, rec item.Record, out string) (item.Rec
 
 func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
 	target := r.Path(rec.Stage, rec.ID)
-	if won, err := r.read(target); won != nil || err != nil { // a repeated offer, or one that comes too late
-		if err != nil {
+	rec.Output = target
+	if out == "" || !sameDevice(out, r.Dir) { // before anything is copied: a repeated offer, or one that comes too late
+		if won, err := r.read(target); won != nil || err != nil {
+			return orZero(won), err
+		}
+		if err := os.MkdirAll(filepath.Dir(target), 0o777); err != nil {
 			return item.Record{}, err
 		}
-		return *won, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o777); err != nil {
-		return item.Record{}, err
-	}
-	rec.Output = target
 	folder, err := r.prepare(rec, out)
-	if err != nil {
-		return item.Record{}, err
+	if err == nil {
+		err = rename(folder, target)
+		if errors.Is(err, fs.ErrNotExist) { // the first of its stage
+			if err = os.MkdirAll(filepath.Dir(target), 0o777); err == nil {
+				err = rename(folder, target)
+			}
+		}
 	}
-	err = rename(folder, target)
 	switch {
 	case err == nil:
 		if r.Sync {
 			err = syncPath(filepath.Dir(target))
 		}
 		return rec, err
-	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOTEMPTY):
+	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOTEMPTY): // too late
 		os.RemoveAll(folder)
-		won, err := r.read(target)
-		if err == nil && won == nil {
-			err = fmt.Errorf("%s was removed while it was read", target)
-		}
-		if err != nil {
-			return item.Record{}, err
-		}
-		return *won, nil
+		err = fmt.Errorf("%s was removed while it was read", target)
+	case errors.Is(err, fs.ErrNotExist): // a repeated offer: its outputs are at the target
+	default:
+		return item.Record{}, err
 	}
-	return item.Record{}, err
+	won, readErr := r.read(target)
+	if won == nil && readErr == nil {
+		readErr = err
+	}
+	return orZero(won), readErr
+}
+
+func orZero(rec *item.Record) item.Record {
+	if rec == nil {
+		return item.Record{}
+	}
+	return *rec
 }
 
 // prepare returns a folder with outputs and record on the file system of the target, complete on the disk.
@@ -98,7 +109,7 @@ func (r Rename) prepare(rec item.Record, out string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(folder, recordName), data, 0o666); err != nil {
+	if err := disk.Write(filepath.Join(folder, recordName), data); err != nil {
 		return "", err
 	}
 	if r.Sync {

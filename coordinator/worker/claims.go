@@ -169,12 +169,15 @@ func (c *Claims) work(ctx context.Context, dir string) Verdict {
 
 // keepStdout makes an output of what a command wrote to its stdout.
 func keepStdout(dir string) error {
-	path := filepath.Join(dir, "stdout")
-	info, err := os.Stat(path)
-	if err != nil || info.Size() == 0 {
+	path, output := filepath.Join(dir, "stdout"), filepath.Join(dir, "out", "stdout")
+	var info unix.Stat_t
+	if err := unix.Stat(path, &info); err != nil || info.Size == 0 {
 		return nil
 	}
-	return os.Rename(path, filepath.Join(dir, "out", "stdout"))
+	if err := unix.Rename(path, output); err != nil {
+		return &os.LinkError{Op: "rename", Old: path, New: output, Err: err}
+	}
+	return nil
 }
 
 // writeStatus says how an attempt ended, in one step.

@@ -8,13 +8,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"retinue/coordinator/item"
+	"retinue/internal/disk"
 )
 
 // ExitCodes say what a command's exit code means. A code that is in no list is a retry.
@@ -49,7 +53,6 @@ type Exec struct {
 	Command []string
 	Codes   ExitCodes
 	Grace   time.Duration // between SIGTERM and SIGKILL
-	Env     []string      // beside this process's own
 	lock    *os.File
 }
 
@@ -91,88 +94,116 @@ func environment(task *item.Task, dir string) []string {
 	}
 }
 
+// inherited is this process's environment without what environment sets: of two variables with one name, a program sees the first.
+var inherited = sync.OnceValue(func() []string {
+	var own []string
+	for _, v := range environment(&item.Task{}, "") {
+		name, _, _ := strings.Cut(v, "=")
+		own = append(own, name)
+	}
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains(own, name)
+	})
+})
+
 // run starts the command in dir and waits for the end of everything it started in its process group. Its stdout is a file
 // there.
 func (w *Exec) run(ctx context.Context, dir, stdin string, env []string) Verdict {
-	cmd := exec.Command(w.Command[0], w.Command[1:]...)
-	cmd.Dir = dir
-	cmd.Env = append(append(os.Environ(), w.Env...), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	in, err := os.Open(stdin)
-	if err != nil {
+	p, said, err := w.start(dir, stdin, env)
+	switch {
+	case err == nil:
+	case errors.Is(err, errProgram):
+		return Verdict{Kind: NotReady, Reason: "the worker is broken: " + err.Error()}
+	default:
 		return Verdict{Kind: Infra, Reason: err.Error()}
 	}
-	defer in.Close()
-	out, err := os.OpenFile(filepath.Join(dir, "stdout"), os.O_CREATE|os.O_WRONLY, 0o666)
-	if err != nil {
-		return Verdict{Kind: Infra, Reason: err.Error()}
-	}
-	defer out.Close()
-	said, err := openStderr()
-	if err != nil {
-		return Verdict{Kind: Infra, Reason: err.Error()}
-	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, said.write
-	state, killed, err := w.supervise(ctx, cmd)
+	status, killed, err := w.supervise(ctx, p, said)
 	end := said.close()
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, syscall.ENOEXEC) {
-			return Verdict{Kind: NotReady, Reason: "the worker is broken: " + err.Error()}
-		}
 		return Verdict{Kind: Infra, Reason: err.Error()}
 	}
-	v := w.judge(ctx, state, killed)
+	v := w.judge(ctx, status, killed)
 	if v.Kind != Ack {
 		v.Stderr = end
 	}
 	return v
 }
 
-func (w *Exec) judge(ctx context.Context, state *os.ProcessState, killed bool) Verdict {
-	status, ok := state.Sys().(syscall.WaitStatus)
-	switch {
-	case killed:
-		return stopped(ctx)
-	case ok && status.Signaled():
-		return Verdict{Kind: Crashed, Reason: fmt.Sprintf("killed by signal %d (%s)", int(status.Signal()), status.Signal())}
-	case state.ExitCode() == 128+int(syscall.SIGKILL), state.ExitCode() == 128+int(syscall.SIGSEGV), state.ExitCode() == 128+int(syscall.SIGABRT):
-		// A shell reports the death of its last command so.
-		return Verdict{Kind: Crashed, Reason: fmt.Sprintf("exit code %d: killed by signal %d", state.ExitCode(), state.ExitCode()-128)}
+// errProgram: the command cannot be started, whatever the item.
+var errProgram = errors.New("start")
+
+func (w *Exec) start(dir, stdin string, env []string) (p *process, said *stderr, err error) {
+	path := w.Command[0]
+	if !strings.Contains(path, "/") {
+		if path, err = exec.LookPath(path); err != nil {
+			return nil, nil, fmt.Errorf("%w %w", errProgram, err)
+		}
 	}
-	return w.Codes.verdict(state.ExitCode())
+	in, err := disk.Open(stdin, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unix.Close(in)
+	out, err := disk.Open(filepath.Join(dir, "stdout"), unix.O_WRONLY|unix.O_CREAT, 0o666)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unix.Close(out)
+	if said, err = openStderr(); err != nil {
+		return nil, nil, err
+	}
+	p, err = start(path, w.Command, dir, slices.Concat(inherited(), env), [3]int{in, out, said.write})
+	said.handed()
+	if err != nil {
+		said.close()
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOEXEC) {
+			return nil, nil, fmt.Errorf("%w %s: %w", errProgram, path, err)
+		}
+		return nil, nil, fmt.Errorf("start %s: %w", path, err)
+	}
+	return p, said, nil
 }
 
+func (w *Exec) judge(ctx context.Context, status syscall.WaitStatus, killed bool) Verdict {
+	switch code := status.ExitStatus(); {
+	case killed:
+		return stopped(ctx)
+	case status.Signaled():
+		return Verdict{Kind: Crashed, Reason: fmt.Sprintf("killed by signal %d (%s)", int(status.Signal()), status.Signal())}
+	case code == 128+int(syscall.SIGKILL), code == 128+int(syscall.SIGSEGV), code == 128+int(syscall.SIGABRT):
+		// A shell reports the death of its last command so.
+		return Verdict{Kind: Crashed, Reason: fmt.Sprintf("exit code %d: killed by signal %d", code, code-128)}
+	default:
+		return w.Codes.verdict(code)
+	}
+}
+
+// soon is how long a command runs before somebody reads its stderr, and before the end of its context ends it.
+const soon = 20 * time.Millisecond
+
 // supervise returns when the command has ended and nothing of its process group is left. killed: because the context ended.
-func (w *Exec) supervise(ctx context.Context, cmd *exec.Cmd) (state *os.ProcessState, killed bool, err error) {
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		// The kernel sends Pdeathsig when the thread ends that started the process, so that thread has to stay.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // its state tells
-			close(ended)
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, false, fmt.Errorf("start %s: %w", w.Command[0], err)
+func (w *Exec) supervise(ctx context.Context, p *process, said *stderr) (status syscall.WaitStatus, killed bool, err error) {
+	if p.wait(time.Now().Add(soon)) {
+		said.follow()
+		killed = w.await(ctx, p)
 	}
-	group := -cmd.Process.Pid
-	select {
-	case <-ended:
-	case <-ctx.Done():
-		killed = true
-		_ = syscall.Kill(group, syscall.SIGTERM) // it may have ended by now
-		timer := time.NewTimer(w.Grace)
-		select {
-		case <-ended:
-		case <-timer.C:
-		}
-		timer.Stop()
+	p.kill() // whatever is left of the group
+	status, err = p.reap()
+	return status, killed, err
+}
+
+// await waits for the end of a command that takes longer, and ends it when the context does.
+func (w *Exec) await(ctx context.Context, p *process) (killed bool) {
+	stop := context.AfterFunc(ctx, p.interrupt)
+	defer stop()
+	if !p.wait(time.Time{}) {
+		return false
 	}
-	_ = syscall.Kill(group, syscall.SIGKILL) // whatever is left of it
-	<-ended
-	return cmd.ProcessState, killed, nil
+	p.signal(syscall.SIGTERM)
+	if p.wait(time.Now().Add(w.Grace)) {
+		p.kill()
+		p.wait(time.Time{})
+	}
+	return true
 }

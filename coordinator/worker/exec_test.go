@@ -67,8 +67,16 @@ func TestExecVerdicts(t *testing.T) {
 			t.Errorf("%s: %d folders stay", script, len(left))
 		}
 	}
-	if got := shell(t, "", func(w *Exec) { w.Command = []string{"/no/such/worker"} }).Call(t.Context(), []*item.Task{task("a", "")})[0]; got.Kind != NotReady {
-		t.Errorf("a worker that is not there: %+v", got)
+	for command, want := range map[string]string{
+		"/no/such/worker": "the worker is broken: start /no/such/worker: no such file or directory",
+		"no-such-worker":  `the worker is broken: start exec: "no-such-worker": executable file not found in $PATH`,
+		"/etc/passwd":     "the worker is broken: start /etc/passwd: permission denied",
+		"./input":         "the worker is broken: start ./input: permission denied",
+	} {
+		w := shell(t, "", func(w *Exec) { w.Command = []string{command} })
+		if got := w.Call(t.Context(), []*item.Task{task("a", "")})[0]; got.Kind != NotReady || got.Reason != want {
+			t.Errorf("%s: %+v", command, got)
+		}
 	}
 }
 

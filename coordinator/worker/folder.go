@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"retinue/coordinator/item"
+	"retinue/internal/disk"
 )
 
 // Folders are where attempts live, and how their outputs leave.
@@ -107,8 +108,14 @@ func containsVariable(env, prefix []byte) bool {
 
 // make writes an attempt's folder: input, meta.json and out.
 func (f Folders) make(dir string, task *item.Task) error {
-	if err := os.MkdirAll(filepath.Join(dir, "out"), 0o777); err != nil {
-		return err
+	err := unix.Mkdir(dir, 0o777)
+	if err == nil {
+		err = unix.Mkdir(filepath.Join(dir, "out"), 0o777)
+	}
+	if err != nil { // the folder around it is gone, or something is in the way: it says what
+		if err := os.MkdirAll(filepath.Join(dir, "out"), 0o777); err != nil {
+			return err
+		}
 	}
 	if err := f.input(filepath.Join(dir, "input"), task); err != nil {
 		return err
@@ -117,7 +124,7 @@ func (f Folders) make(dir string, task *item.Task) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "meta.json"), meta, 0o666)
+	return disk.Write(filepath.Join(dir, "meta.json"), meta)
 }
 
 // errInput: the item's input cannot be had, now or ever.
@@ -125,7 +132,7 @@ var errInput = errors.New("input")
 
 func (f Folders) input(path string, task *item.Task) error {
 	if task.Input == nil {
-		return os.WriteFile(path, task.Body, 0o666)
+		return disk.Write(path, task.Body)
 	}
 	if task.Path != "" { // a link of its own: it stays when the cache makes room, and needs no path that the worker's container has too
 		if err := os.Link(task.Path, path); err == nil {
@@ -197,7 +204,7 @@ func inputVerdict(err error) Verdict {
 // collect reads what an attempt left in its folder, for a verdict that the worker gave in another way (ack where it gave none).
 func (f Folders) collect(dir string, task *item.Task, v Verdict) Verdict {
 	v.Output = &Output{Dir: dir, Out: filepath.Join(dir, "out")}
-	data, err := readRegular(filepath.Join(dir, "status"), maxStatus)
+	data, err := disk.Read(filepath.Join(dir, "status"), maxStatus)
 	if err == nil && v.Kind == Ack {
 		said, parseErr := ParseStatus(data)
 		if parseErr != nil {
@@ -225,7 +232,7 @@ func (f Folders) outputs(o *Output, task *item.Task) error {
 	}
 	var result []byte
 	if err = fs.ErrNotExist; own["_result.json"] {
-		result, err = readRegular(filepath.Join(o.Out, "_result.json"), MaxResult)
+		result, err = disk.Read(filepath.Join(o.Out, "_result.json"), MaxResult)
 	}
 	switch {
 	case err == nil && !json.Valid(result):
@@ -235,7 +242,7 @@ func (f Folders) outputs(o *Output, task *item.Task) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("_result.json: %w", err)
 	case len(o.Files) == 1 && o.Files[0].Size <= MaxResult:
-		if o.Result, err = readRegular(filepath.Join(o.Out, o.Files[0].Name), MaxResult); err != nil {
+		if o.Result, err = disk.Read(filepath.Join(o.Out, o.Files[0].Name), MaxResult); err != nil {
 			return err
 		}
 	case f.Final == nil && !f.To && len(o.Files) > 0:
@@ -294,7 +301,7 @@ func (f Folders) next(o *Output, task *item.Task, said bool) error {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
 		}
-		data, err := readRegular(filepath.Join(dir, e.Name()), 2*MaxInline)
+		data, err := disk.Read(filepath.Join(dir, e.Name()), 2*MaxInline)
 		if err != nil {
 			return fmt.Errorf("_next/%s: %w", e.Name(), err)
 		}
@@ -361,21 +368,15 @@ func openRegular(path string) (*os.File, int64, error) {
 	return file, info.Size(), nil
 }
 
-func readRegular(path string, limit int64) ([]byte, error) {
-	file, size, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	if size > limit {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", filepath.Base(path), size, limit)
-	}
-	return io.ReadAll(io.LimitReader(file, limit))
-}
-
 // discard removes an attempt's folder.
 func discard(o *Output) {
-	if o.Dir != "" {
+	if o.Dir == "" {
+		return
+	}
+	for _, name := range []string{"input", "meta.json"} { // mostly all that is left
+		_ = unix.Unlink(filepath.Join(o.Dir, name))
+	}
+	if unix.Rmdir(o.Dir) != nil {
 		_ = os.RemoveAll(o.Dir) // what stays is removed at the next start
 	}
 }
