@@ -68,16 +68,13 @@ func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
 		return rec, err
 	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOTEMPTY): // too late
 		os.RemoveAll(folder)
-		err = fmt.Errorf("%s was removed while it was read", target)
-	case errors.Is(err, fs.ErrNotExist): // a repeated offer: its outputs are at the target
-	default:
-		return item.Record{}, err
+		won, err := r.read(target)
+		if won == nil && err == nil {
+			err = fmt.Errorf("%s was removed while it was read", target)
+		}
+		return orZero(won), err
 	}
-	won, readErr := r.read(target)
-	if won == nil && readErr == nil {
-		readErr = err
-	}
-	return orZero(won), readErr
+	return item.Record{}, err
 }
 
 func orZero(rec *item.Record) item.Record {

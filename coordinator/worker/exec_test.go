@@ -172,6 +172,21 @@ func TestExecDeadline(t *testing.T) {
 	}
 }
 
+// What a command leaves behind in its group ends with it: it could still write to the output.
+func TestExecLeavesNobody(t *testing.T) {
+	w := shell(t, "sleep 300 >/dev/null 2>&1 & echo $!", nil)
+	v := w.Call(t.Context(), []*item.Task{task("a", "")})[0]
+	pid, err := strconv.Atoi(strings.TrimSpace(string(v.Output.Result)))
+	if v.Kind != Ack || err != nil {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it lives")
+		}
+	}
+}
+
 func alive(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(data), ") Z ")
