@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"retinue/coordinator/item"
+	"retinue/internal/disk"
 )
 
 // Claims is the worker's side of Watch for a command that is started for each item, as Exec starts it: it runs where the command
@@ -26,7 +26,7 @@ type Claims struct {
 	Codes   ExitCodes
 }
 
-// How often an idle slot looks for work, and how often a busy one looks whether its attempt is still its own.
+// How often an idle slot looks for work of which the kernel has told it nothing, and how often a busy one looks whether its attempt is still its own.
 const (
 	claimPollMin = 5 * time.Millisecond
 	claimPollMax = 100 * time.Millisecond
@@ -38,18 +38,22 @@ var errTakenBack = errors.New("taken back")
 
 // Run claims and works until ctx ends; what runs then has until hard ends.
 func (c *Claims) Run(ctx, hard context.Context) error {
+	offers := openOffers(c.Work, c.Slots)
+	defer offers.close()
 	var slots sync.WaitGroup
 	for range c.Slots {
 		slots.Go(func() {
 			for pause := claimPollMin; ctx.Err() == nil; {
-				if attempt, lock := c.claim(); lock != nil {
+				offers.watch()
+				if attempt, lock := c.claim(); lock >= 0 {
 					c.attempt(hard, attempt)
-					lock.Close()
+					unix.Close(lock)
 					pause = claimPollMin
 					continue
 				}
 				timer := time.NewTimer(pause)
 				select {
+				case <-offers.news:
 				case <-timer.C:
 				case <-ctx.Done():
 				}
@@ -62,41 +66,35 @@ func (c *Claims) Run(ctx, hard context.Context) error {
 	return ctx.Err()
 }
 
-// claim takes an offered attempt and returns its name and its lock; "" when there is none. The lock comes before the claim, and a mark that
-// says so: whenever this process dies, the coordinator sees a claim that is marked and not locked.
-func (c *Claims) claim() (string, *os.File) {
-	dir, err := os.Open(filepath.Join(c.Work, readyDir)) // the coordinator makes it, soon after its start
+// claim takes an offered attempt and returns its name and its lock, an open file; -1 when there is none. The lock comes before the claim, and a mark
+// that says so: whenever this process dies, the coordinator sees a claim that is marked and not locked.
+func (c *Claims) claim() (string, int) {
+	offered, err := os.ReadDir(filepath.Join(c.Work, readyDir)) // in order of name; the coordinator makes it, soon after its start
 	if err != nil {
-		return "", nil
+		return "", -1
 	}
-	names, err := dir.Readdirnames(-1)
-	dir.Close()
-	if err != nil {
-		return "", nil
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if lock := c.take(name); lock != nil {
-			return name, lock
+	for _, e := range offered {
+		if lock := c.take(e.Name()); lock >= 0 {
+			return e.Name(), lock
 		}
 	}
-	return "", nil
+	return "", -1
 }
 
-// take claims one attempt; nil when another one was faster.
-func (c *Claims) take(name string) *os.File {
+// take claims one attempt; -1 when another one was faster.
+func (c *Claims) take(name string) int {
 	ready := filepath.Join(c.Work, readyDir, name)
-	lock, err := os.Open(ready)
+	lock, err := disk.Open(ready, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil
+		return -1
 	}
-	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil &&
-		os.WriteFile(filepath.Join(ready, lockedName), nil, 0o666) == nil &&
-		os.Rename(ready, filepath.Join(c.Work, runDir, name)) == nil {
+	if unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB) == nil &&
+		disk.Write(filepath.Join(ready, lockedName), nil) == nil &&
+		unix.Rename(ready, filepath.Join(c.Work, runDir, name)) == nil {
 		return lock
 	}
-	lock.Close()
-	return nil
+	unix.Close(lock)
+	return -1
 }
 
 // attempt works on one claim.
@@ -145,8 +143,11 @@ func (c *Claims) guard(ctx context.Context, cancel context.CancelCauseFunc, dir 
 	}
 }
 
+// maxMeta is more than any broker lets the headers of a message be.
+const maxMeta = 16 << 20
+
 func (c *Claims) work(ctx context.Context, dir string) Verdict {
-	data, err := os.ReadFile(filepath.Join(dir, "meta.json"))
+	data, err := disk.Read(filepath.Join(dir, "meta.json"), maxMeta)
 	if err != nil {
 		return Verdict{Kind: Stopped, Reason: errTakenBack.Error()}
 	}
@@ -174,8 +175,13 @@ func keepStdout(dir string) error {
 	if err := unix.Stat(path, &info); err != nil || info.Size == 0 {
 		return nil
 	}
-	if err := unix.Rename(path, output); err != nil {
-		return &os.LinkError{Op: "rename", Old: path, New: output, Err: err}
+	return moveFile(path, output)
+}
+
+// moveFile renames a file. Package os looks first whether the new name is a folder, which the kernel refuses by itself.
+func moveFile(from, to string) error {
+	if err := unix.Rename(from, to); err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
 	}
 	return nil
 }
@@ -188,8 +194,8 @@ func writeStatus(dir string, v Verdict) error {
 		return err
 	}
 	tmp := filepath.Join(dir, ".status")
-	if err := os.WriteFile(tmp, data, 0o666); err != nil {
+	if err := disk.Write(tmp, data); err != nil {
 		return fmt.Errorf("write the verdict: %w", err)
 	}
-	return os.Rename(tmp, filepath.Join(dir, "status"))
+	return moveFile(tmp, filepath.Join(dir, "status"))
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"retinue/coordinator/item"
 )
 
@@ -128,15 +130,49 @@ func TestClaimsDieAtOnce(t *testing.T) {
 	c := &Claims{Work: w.Folders.Work}
 	must(t, os.WriteFile(filepath.Join(ready, lockedName), nil, 0o666))
 	first := c.take(filepath.Base(run))
-	if first == nil {
+	if first < 0 {
 		t.Fatal("not claimed")
 	}
-	if second := c.take(filepath.Base(run)); second != nil {
+	if second := c.take(filepath.Base(run)); second >= 0 {
 		t.Error("claimed twice")
 	}
 	must(t, os.WriteFile(filepath.Join(run, "_DONE"), nil, 0o666))
 	if v := <-ended; v.Kind != Ack {
 		t.Errorf("%+v", v)
 	}
-	first.Close()
+	unix.Close(first)
+}
+
+// An idle slot is told of what is offered, also when the coordinator makes its folder late or anew.
+func TestOffersAreTold(t *testing.T) {
+	work := t.TempDir()
+	o := openOffers(work, 1)
+	defer o.close()
+	if o.notices == nil {
+		t.Skip("skip: no inotify")
+	}
+	ready := filepath.Join(work, readyDir)
+	for range 2 {
+		if o.watch(); o.watched.Load() {
+			t.Fatal("a folder that is not there is watched")
+		}
+		must(t, os.Mkdir(ready, 0o777))
+		o.watch()
+		for _, name := range []string{"a", "b"} {
+			must(t, os.Mkdir(filepath.Join(work, name), 0o777))
+			must(t, os.Rename(filepath.Join(work, name), filepath.Join(ready, name)))
+			select {
+			case <-o.news:
+			case <-time.After(10 * time.Second):
+				t.Fatal("it is told nothing")
+			}
+		}
+		must(t, os.RemoveAll(ready))
+		until(t, "the end of the folder is known", func() bool { return !o.watched.Load() })
+		select { // whoever waited looks in vain
+		case <-o.news:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the end of the folder woke nobody")
+		}
+	}
 }

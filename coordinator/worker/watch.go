@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"retinue/coordinator/item"
+	"retinue/internal/disk"
 )
 
 // Watch offers folders to a long-lived worker that claims them by renaming.
@@ -23,7 +24,7 @@ type Watch struct {
 	Beat func(id string, again bool)
 
 	lock    *os.File
-	inotify *os.File
+	notices *notices
 	mu      sync.Mutex
 	wake    map[string]chan struct{} // by attempt
 	watches map[int32]string         // attempts by inotify's number
@@ -47,22 +48,21 @@ func (w *Watch) Open() (err error) {
 		return err
 	}
 	w.wake, w.watches, w.ended = map[string]chan struct{}{}, map[int32]string{}, make(chan struct{})
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
+	if w.notices = openNotices(); w.notices == nil {
 		close(w.ended) // polling is enough
 		return nil
 	}
-	w.inotify = os.NewFile(uintptr(fd), "inotify")
-	w.watch(filepath.Join(w.Folders.Work, runDir), unix.IN_MOVED_TO, "")
-	go w.listen()
+	w.notices.watch(filepath.Join(w.Folders.Work, runDir), unix.IN_MOVED_TO)
+	go func() {
+		defer close(w.ended)
+		w.notices.each(w.see)
+	}()
 	return nil
 }
 
 // Close implements Worker.
 func (w *Watch) Close() error {
-	if w.inotify != nil {
-		w.inotify.Close()
-	}
+	w.notices.close()
 	<-w.ended
 	return w.lock.Close()
 }
@@ -70,50 +70,17 @@ func (w *Watch) Close() error {
 // Discard implements Worker.
 func (w *Watch) Discard(o *Output) { discard(o) }
 
-func (w *Watch) watch(path string, mask uint32, attempt string) {
-	if w.inotify == nil {
-		return
+// see wakes the attempt that something happened to: its folder came to run, or a file came to its folder.
+func (w *Watch) see(number int32, _ uint32, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if attempt, ok := w.watches[number]; ok {
+		name = attempt
 	}
-	conn, err := w.inotify.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = conn.Control(func(fd uintptr) { // without a watch the poll finds it
-		n, err := unix.InotifyAddWatch(int(fd), path, mask)
-		if err == nil && attempt != "" {
-			w.mu.Lock()
-			w.watches[int32(n)] = attempt
-			w.mu.Unlock()
-		}
-	})
-}
-
-// listen wakes the attempts that something happened to.
-func (w *Watch) listen() {
-	defer close(w.ended)
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := w.inotify.Read(buf)
-		if err != nil {
-			return
-		}
-		for at := 0; at+unix.SizeofInotifyEvent <= n; {
-			wd := int32(uint32(buf[at]) | uint32(buf[at+1])<<8 | uint32(buf[at+2])<<16 | uint32(buf[at+3])<<24)
-			size := int(uint32(buf[at+12]) | uint32(buf[at+13])<<8 | uint32(buf[at+14])<<16 | uint32(buf[at+15])<<24)
-			end := min(at+unix.SizeofInotifyEvent+size, n)
-			name := unix.ByteSliceToString(append(buf[at+unix.SizeofInotifyEvent:end:end], 0))
-			w.mu.Lock()
-			if attempt, ok := w.watches[wd]; ok {
-				name = attempt
-			}
-			if c := w.wake[name]; c != nil {
-				select {
-				case c <- struct{}{}:
-				default:
-				}
-			}
-			w.mu.Unlock()
-			at = end
+	if c := w.wake[name]; c != nil {
+		select {
+		case c <- struct{}{}:
+		default:
 		}
 	}
 }
@@ -203,7 +170,7 @@ func (w *Watch) await(ctx context.Context, c *claim, wake <-chan struct{}) Verdi
 		}
 		looked = time.Now()
 		if !c.claimed {
-			switch w.see(c); {
+			switch w.find(c); {
 			case c.claimed:
 			case time.Since(offered) > w.Patience:
 				return w.takeBack(c, Verdict{Kind: NotReady, Reason: "nobody claims items"})
@@ -218,8 +185,8 @@ func (w *Watch) await(ctx context.Context, c *claim, wake <-chan struct{}) Verdi
 	}
 }
 
-// see notices the claim.
-func (w *Watch) see(c *claim) {
+// find notices the claim.
+func (w *Watch) find(c *claim) {
 	if _, err := os.Stat(c.run); err != nil {
 		return
 	}
@@ -227,7 +194,11 @@ func (w *Watch) see(c *claim) {
 	if _, err := os.Lstat(filepath.Join(c.run, lockedName)); err == nil {
 		c.locked = true // since before the claim: a lock that nobody holds now was let go
 	}
-	w.watch(c.run, unix.IN_CREATE|unix.IN_MOVED_TO, c.task.Attempt)
+	if number, ok := w.notices.watch(c.run, unix.IN_CREATE|unix.IN_MOVED_TO); ok { // without, the poll finds it
+		w.mu.Lock()
+		w.watches[number] = c.task.Attempt
+		w.mu.Unlock()
+	}
 	w.Beat(c.task.ID, true)
 }
 
@@ -236,15 +207,15 @@ func (w *Watch) look(c *claim) (Verdict, bool) {
 	if c.complete() {
 		return Verdict{Kind: Ack}, true // what status says is read once it can no longer change
 	}
-	dir, err := os.Open(c.run)
+	dir, err := disk.Open(c.run, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return Verdict{Kind: Crashed, Reason: "the claimed folder is gone"}, true
 		}
 		return Verdict{}, false
 	}
-	defer dir.Close()
-	err = unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	defer unix.Close(dir)
+	err = unix.Flock(dir, unix.LOCK_SH|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		c.locked = true
 	} else if err == nil && c.locked {
