@@ -57,7 +57,7 @@ type Config struct {
 	Key  string
 	Lane Lane
 
-	// Rate and KeyRate are calls a second, 0 for no limit; bursts are how many may come at once.
+	// Rate and KeyRate are calls a second of all coordinators together (see Share), 0 for no limit; bursts are how many may come at once here.
 	Rate, KeyRate   float64
 	Burst, KeyBurst int
 
@@ -70,6 +70,8 @@ type Config struct {
 	Record, Check bool
 	// Acks is how many acknowledgements may be on their way; 0 stands for 1.
 	Acks int
+	// KeyOrder says that the items of a key are all at one coordinator.
+	KeyOrder bool
 	// To is the queue of the next stage; "" for none. Dead is the queue of dead letters.
 	To, Dead string
 	// Gather is the queue that gets one item when all parts of a group have been committed; "" for none. Split makes the messages of an item

@@ -71,7 +71,7 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open queue %s: %w", cfg.Queue, err)
 	}
-	cfg.Acks = src.Caps().Acks
+	cfg.Acks, cfg.KeyOrder = src.Caps().Acks, src.Caps().KeyOrder
 	jitter := func(d time.Duration) time.Duration { return rand.N(d + 1) }
 	c := &Coordinator{cfg: cfg, parts: parts, source: src, feed: newFeed(), inbox: make(chan envelope, 256), ended: make(chan struct{}), orders: make(chan any, 4), jobs: make(chan func()),
 		m: newMachine(cfg, time.Now, jitter), calls: map[uint64]context.CancelCauseFunc{}, queues: map[string]source.Source{cfg.Queue: src}}
@@ -215,6 +215,9 @@ func (c *Coordinator) Items(ctx context.Context, id string, limit int) (views []
 
 // Beat tells that an attempt makes progress; again: it begins only now.
 func (c *Coordinator) Beat(id string, again bool) { c.post(evBeat{id: id, again: again, claim: again}) }
+
+// Share tells which part of the rates is this coordinator's, above 0 and at most 1: the coordinators of a queue have them together.
+func (c *Coordinator) Share(part float64) { c.post(evShare{part}) }
 
 // open returns the source of a queue to publish to.
 func (c *Coordinator) open(queue string) (source.Source, error) {

@@ -55,6 +55,7 @@ type (
 	}
 
 	// From people.
+	evShare  struct{ share float64 } // of the rates
 	evPause  struct{ reason string }
 	evResume struct{ key string } // "": the stage
 	evDrain  struct{}

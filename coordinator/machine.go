@@ -40,6 +40,7 @@ type machine struct {
 	pace       time.Duration // how long calls take, lately; at first taken for long
 	rate       bucket
 	rates      map[string]*bucket
+	share      float64 // of the rates, that is this coordinator's
 	paused     bool
 	why        string // it is paused
 	idle       bool   // the source was told
@@ -94,7 +95,7 @@ type call struct {
 
 func newMachine(cfg Config, wall func() time.Time, jitter func(time.Duration) time.Duration) *machine {
 	return &machine{cfg: cfg, wall: wall, jitter: jitter, items: map[uint64]*held{}, busy: map[string]*held{}, calls: map[uint64]*call{}, lanes: map[string]*lane{},
-		callsDue: clock.Never, redo: map[*held]clock.Instant{}, flow: flow{limit: cfg.Slots}, pace: brief, rates: map[string]*bucket{},
+		callsDue: clock.Never, redo: map[*held]clock.Instant{}, flow: flow{limit: cfg.Slots}, pace: brief, share: 1, rates: map[string]*bucket{},
 		totals: Totals{Failed: map[item.Class]uint64{}, Ended: map[item.State]uint64{}}}
 }
 
@@ -133,6 +134,8 @@ func (m *machine) handle(now clock.Instant, ev any) bool {
 				m.forget(it)
 			}
 		}
+	case evShare:
+		m.setShare(now, ev.share)
 	case evPause:
 		m.paused, m.why = true, ev.reason
 	case evResume:

@@ -100,10 +100,32 @@ func (b *bucket) due(rate float64) clock.Instant {
 	return b.at.Add(time.Duration(math.Ceil((1 - b.tokens) / rate * float64(time.Second))))
 }
 
+// queueRate and keyRate are this coordinator's part of the rates, in calls a second. Items of one key that are all here have all of its rate.
+func (m *machine) queueRate() float64 { return m.cfg.Rate * m.share }
+
+func (m *machine) keyRate() float64 {
+	if m.cfg.KeyOrder {
+		return m.cfg.KeyRate
+	}
+	return m.cfg.KeyRate * m.share
+}
+
+// setShare changes this coordinator's part of the rates from now on.
+func (m *machine) setShare(now clock.Instant, share float64) {
+	if share <= 0 || share > 1 || share == m.share {
+		return
+	}
+	m.rate.fill(now, m.queueRate(), m.cfg.Burst)
+	for _, b := range m.rates {
+		b.fill(now, m.keyRate(), m.cfg.KeyBurst)
+	}
+	m.share = share
+}
+
 // allowed says whether the rates let an item start now.
 func (m *machine) allowed(now clock.Instant, it *held) bool {
 	if m.cfg.Rate > 0 {
-		m.rate.fill(now, m.cfg.Rate, m.cfg.Burst)
+		m.rate.fill(now, m.queueRate(), m.cfg.Burst)
 		if m.rate.tokens < 1 {
 			return false
 		}
@@ -114,7 +136,7 @@ func (m *machine) allowed(now clock.Instant, it *held) bool {
 			b = &bucket{}
 			m.rates[it.key] = b
 		}
-		b.fill(now, m.cfg.KeyRate, m.cfg.KeyBurst)
+		b.fill(now, m.keyRate(), m.cfg.KeyBurst)
 		return b.tokens >= 1
 	}
 	return true
@@ -130,7 +152,7 @@ func (m *machine) spend(now clock.Instant, it *held) {
 	const many = 10000
 	if len(m.rates) > many { // those that are full again remember nothing
 		for key, b := range m.rates {
-			if b.fill(now, m.cfg.KeyRate, m.cfg.KeyBurst); b.tokens >= float64(m.cfg.KeyBurst) {
+			if b.fill(now, m.keyRate(), m.cfg.KeyBurst); b.tokens >= float64(m.cfg.KeyBurst) {
 				delete(m.rates, key)
 			}
 		}
@@ -142,11 +164,11 @@ func (m *machine) considerRates(now clock.Instant, consider func(clock.Instant))
 		return
 	}
 	if m.cfg.Rate > 0 {
-		consider(m.rate.due(m.cfg.Rate))
+		consider(m.rate.due(m.queueRate()))
 	}
 	for _, it := range m.queue {
 		if b := m.rates[it.key]; b != nil && m.cfg.KeyRate > 0 {
-			consider(b.due(m.cfg.KeyRate))
+			consider(b.due(m.keyRate()))
 		}
 	}
 }

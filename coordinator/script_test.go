@@ -282,6 +282,42 @@ func TestRates(t *testing.T) {
 	s.expect("after a second", s.running(), "b1 a3")
 }
 
+// Two coordinators have a rate together: each starts half as many, from when it knows of the other on until when that is gone.
+func TestSharedRates(t *testing.T) {
+	for name, c := range map[string]struct {
+		rates func(*Config)
+		want  string // starts until 2.5 s, 6.5 s and 8.5 s, two coordinators from 2.5 to 6.5
+	}{
+		"queue":                   {func(c *Config) { c.Rate, c.Burst = 1, 1 }, "3 5 7"},
+		"key":                     {func(c *Config) { c.KeyRate, c.KeyBurst = 1, 1 }, "3 5 7"},
+		"a key that is only here": {func(c *Config) { c.KeyRate, c.KeyBurst, c.KeyOrder = 1, 1, true }, "3 7 9"},
+	} {
+		s := newScript(t, func(cfg *Config) { cfg.Keys, cfg.Lane, cfg.Slots = true, LaneSkip, 20; c.rates(cfg) })
+		for i := range 20 {
+			s.receive(msg(fmt.Sprint(i), "A", 0))
+		}
+		var counts []string
+		starts := 0
+		for _, part := range []struct {
+			share float64
+			lasts time.Duration
+		}{{1, 2500 * time.Millisecond}, {0.5, 4 * time.Second}, {1, 2 * time.Second}} {
+			s.step(evShare{part.share})
+			for end := s.now.Add(part.lasts); s.now < end; s.wait(50 * time.Millisecond) {
+				for _, id := range strings.Fields(s.running()) {
+					starts++
+					s.answer(id, ack())
+				}
+			}
+			counts = append(counts, fmt.Sprint(starts))
+			if got := s.m.stats().RateShare; got != part.share {
+				t.Errorf("%s: the statistics say %v, it is %v", name, got, part.share)
+			}
+		}
+		s.expect(name, strings.Join(counts, " "), c.want)
+	}
+}
+
 func TestDrainOnStop(t *testing.T) {
 	s := newScript(t, slots(1))
 	s.receive(msg("a", "", 0), msg("b", "", 0))

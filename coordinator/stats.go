@@ -28,6 +28,7 @@ type Stats struct {
 	Reason      string   `json:"reason,omitempty"`
 	Slots       int      `json:"slots"`
 	Limit       int      `json:"limit"` // of calls at once, now
+	RateShare   float64  `json:"rate_share,omitempty"` // of the rates of all coordinators; absent without a rate
 	Waiting     int      `json:"waiting"`
 	Running     int      `json:"running"`
 	Finishing   int      `json:"finishing"`
@@ -57,6 +58,9 @@ type ItemView struct {
 
 func (m *machine) stats() Stats {
 	s := Stats{Queue: m.cfg.Queue, Coordinator: m.cfg.ID, Status: m.status(), Slots: m.cfg.Slots, Limit: m.flow.limit, Waiting: len(m.queue), Finishing: m.finishing, Totals: m.totals}
+	if m.cfg.Rate > 0 || m.cfg.KeyRate > 0 {
+		s.RateShare = m.share
+	}
 	s.Totals.Ended, s.Totals.Failed = maps.Clone(m.totals.Ended), maps.Clone(m.totals.Failed)
 	for _, c := range m.calls {
 		s.Running += len(c.items)

@@ -354,6 +354,9 @@ func printStats(cmd *cobra.Command, asJSON bool, st coordinator.Stats) error {
 		fmt.Fprintf(w, " (%s)", st.Reason)
 	}
 	fmt.Fprintf(w, "\nin hand   %d waiting, %d running, %d finishing; %d of %d slots\n", st.Waiting, st.Running, st.Finishing, st.Limit, st.Slots)
+	if st.RateShare > 0 {
+		fmt.Fprintf(w, "rates     %.0f %% of them are this coordinator's\n", 100*st.RateShare)
+	}
 	if d := st.Depth; d != nil {
 		fmt.Fprintf(w, "broker    %s ready, %s delayed, %s in flight, oldest %s\n", count(d.Ready), count(d.Delayed), count(d.InFlight), seconds(d.OldestS))
 	}

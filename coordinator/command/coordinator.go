@@ -115,7 +115,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("backoff", "shortest and longest delay between attempts", func(s *coordinator.Settings) *string { return &s.Retry.Backoff })
 	text("order", "items of a key one after the other: message (the message's key) or header:NAME", func(s *coordinator.Settings) *string { return &s.Order.Key })
 	text("on-fail", "what the items of a key do while the first one fails: block, skip or park", func(s *coordinator.Settings) *string { return &s.Order.OnFail })
-	text("rate", "at most so many items, like 10/s", func(s *coordinator.Settings) *string { return &s.Rate.Queue })
+	text("rate", "at most so many items, like 10/s; of all coordinators with the same --load together", func(s *coordinator.Settings) *string { return &s.Rate.Queue })
 	text("rate-per-key", "at most so many items of a key", func(s *coordinator.Settings) *string { return &s.Rate.PerKey })
 	number("classes", "classes of priority of this queue", func(s *coordinator.Settings) *int { return &s.Priority.Classes })
 	text("to", "queue of the next stage", func(s *coordinator.Settings) *string { return &s.Output.To })
@@ -131,7 +131,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("cache-size", "what it may hold, like 20GiB", func(s *coordinator.Settings) *string { return &s.Input.CacheSize })
 	text("artifacts", "where the files of outputs are uploaded: s3://BUCKET/PREFIX (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Artifacts })
 	list("allow", "folders, and addresses (https://HOST/PATH, s3://BUCKET/PREFIX), below which an input by reference may lie", func(s *coordinator.Settings) *[]string { return &s.Input.Allow })
-	text("load", "tell the scaler of the workers how the work goes: consul:NAME, NAME being its job", func(s *coordinator.Settings) *string { return &s.Load })
+	text("load", "tell the scaler of the workers, and the coordinators that have a rate together, how the work goes: consul:NAME, NAME being the job", func(s *coordinator.Settings) *string { return &s.Load })
 	list("listen", "where to listen: unix:///path or tcp://127.0.0.1:PORT; default unix://$NOMAD_ALLOC_DIR/tmp/coordinator.sock", func(s *coordinator.Settings) *[]string { return &s.Listen })
 	flags.StringVar(&f.mode, "socket-mode", "0666", "file mode of Unix sockets; 0666 suits an alloc dir, which only the tasks of a group can enter")
 	flags.StringVar(&f.id, "id", "", "name of this coordinator; default ALLOC@HOST")
@@ -209,7 +209,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	}
 	log.Info("coordinator started", "queue", cfg.Queue, "id", cfg.ID, "mode", s.Worker.Mode, "commit", s.Output.Commit, "slots", cfg.Slots, "lease", cfg.Lease.String())
 	if s.Load != "" {
-		stop, err := reportLoad(c, s.Load, cfg.Queue, log, os.Getenv)
+		stop, err := reportLoad(c, s.Load, cfg.Queue, cfg.Rate > 0 || cfg.KeyRate > 0, log, os.Getenv)
 		if err != nil {
 			return errors.Join(cli.Usage(err), closeAll(listeners), w.Close())
 		}

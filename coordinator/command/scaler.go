@@ -237,8 +237,8 @@ func openPlace(load, queue string) (scale.Place, *consulkit.Client, error) {
 	return scale.Place{Prefix: prefix, Queue: queue}, client, err
 }
 
-// reportLoad tells the scalers of a queue how a coordinator does, until stop is called.
-func reportLoad(c *coordinator.Coordinator, load, queue string, log hclog.Logger, getenv func(string) string) (stop func(), err error) {
+// reportLoad tells the scalers of a queue how a coordinator does, and a coordinator with rates which part of them is its own, until stop is called.
+func reportLoad(c *coordinator.Coordinator, load, queue string, rates bool, log hclog.Logger, getenv func(string) string) (stop func(), err error) {
 	place, client, err := openPlace(load, queue)
 	if err != nil {
 		return nil, err
@@ -252,6 +252,9 @@ func reportLoad(c *coordinator.Coordinator, load, queue string, log hclog.Logger
 		l.Index = index
 		return l, err
 	}}
+	if rates {
+		r.Share = c.Share
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { r.Run(ctx) })

@@ -19,6 +19,9 @@ type Load struct {
 	InHand   int     `json:"in_hand"`   // items taken from the broker
 }
 
+// busy says whether it has items.
+func (l Load) busy() bool { return l.Running > 0 || l.InHand > 0 }
+
 // halfLife is how fast what was measured loses its weight against what is measured now.
 const halfLife = 30 * time.Second
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -287,6 +288,77 @@ func TestReportsCount(t *testing.T) {
 	if left, _, err := r.client().KV().Keys(r.place.loads(), "", nil); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// Coordinators have a rate together: those that have items share it, and one that has none yet may have a part of what is left to such.
+func TestShares(t *testing.T) {
+	idle, busy := Load{ID: "own"}, Load{ID: "own", Running: 1}
+	a, b, c := Load{ID: "a", Running: 2}, Load{ID: "b", InHand: 1}, Load{ID: "c"}
+	for _, x := range []struct {
+		own    Load
+		others []Load
+		want   float64
+	}{{busy, nil, 1}, {idle, nil, 1}, {busy, []Load{busy}, 1}, {busy, []Load{idle, a, b, c}, 1.0 / 3}, {idle, []Load{a, b, c}, 0.25}, {idle, []Load{c}, 0.5}, {busy, []Load{c}, 1}} {
+		if got := share(x.others, x.own); got != x.want {
+			t.Errorf("%v beside %v: %v, want %v", x.own, x.others, got, x.want)
+		}
+	}
+}
+
+// Three coordinators at a real Consul: each learns of the others, of those that have become idle, of one that was stopped; and while Consul is away
+// the last share stays.
+func TestSharesAreTold(t *testing.T) {
+	r := newRig(t)
+	type coordinator struct {
+		running, share atomic.Int64 // share in thousandths
+		stop           func()
+	}
+	begin := func(id string, running int64) *coordinator {
+		c := &coordinator{}
+		c.running.Store(running)
+		ctx, cancel := context.WithCancel(t.Context())
+		var reporting sync.WaitGroup
+		c.stop = func() { cancel(); reporting.Wait() }
+		t.Cleanup(c.stop)
+		rep := Reporter{Client: r.client(), Place: r.place, Log: hclog.NewNullLogger(), Clock: clock.Boot(),
+			Load:  func(context.Context) (Load, error) { return Load{ID: id, Running: int(c.running.Load())}, nil },
+			Share: func(part float64) { c.share.Store(int64(part * 1000)) }}
+		reporting.Go(func() { rep.Run(ctx) })
+		return c
+	}
+	all := []*coordinator{begin("a", 1)}
+	shares := func(what string, want ...int64) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			for i, c := range all {
+				if c.share.Load() != want[i] {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	shares("one has all", 1000)
+	all = append(all, begin("b", 2), begin("c", 3))
+	shares("three have a third each", 333, 333, 333)
+	all[1].running.Store(0)
+	shares("one that has nothing to do leaves its part to the others", 500, 333, 500)
+	if err := r.consul.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	all[0].running.Store(0)
+	time.Sleep(2 * shareEvery)
+	if got := all[0].share.Load(); got != 500 {
+		t.Errorf("while Consul is away: %d thousandths", got)
+	}
+	if err := r.consul.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	shares("and it is asked again", 333, 333, 1000)
+	all[0].stop()
+	all[1].stop()
+	all = all[2:]
+	shares("who is left has all", 1000)
 }
 
 type hands struct{ at clock.Instant }

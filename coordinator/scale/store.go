@@ -35,25 +35,37 @@ const (
 	reportStale = time.Minute
 )
 
+// shareEvery is how often a coordinator with a rate looks who shares it.
+const shareEvery = time.Second
+
 // Reporter tells the scalers how a coordinator does.
 type Reporter struct {
 	Client *consulkit.Client
 	Place  Place
 	Load   func(context.Context) (Load, error)
-	Log    hclog.Logger
-	Clock  clock.Clock
+	// Share is told which part of a rate that all coordinators have together is this one's, above 0 and at most 1. While Consul does not answer the
+	// last one stays. nil: there is no rate.
+	Share func(float64)
+	Log   hclog.Logger
+	Clock clock.Clock
 }
 
 // Run reports until ctx ends, and then removes the report. A report that cannot be written is no reason to stop working.
 func (r Reporter) Run(ctx context.Context) {
-	tick := time.NewTicker(reportEvery)
+	every := reportEvery
+	if r.Share != nil {
+		every = shareEvery
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
+	others := reports{client: r.Client, place: r.Place, clock: r.Clock}
 	var last Load
 	var at clock.Instant
 	failing := false
 	for {
 		if load, err := r.Load(ctx); err == nil {
-			if now := r.Clock.Now(); load != last || now.Sub(at) >= reportIdle {
+			// Who has a share must be known to have items before it takes another.
+			if now := r.Clock.Now(); load.busy() != last.busy() || load != last && now.Sub(at) >= reportEvery-every/2 || now.Sub(at) >= reportIdle {
 				err := r.write(ctx, load)
 				switch {
 				case err == nil:
@@ -64,6 +76,9 @@ func (r Reporter) Run(ctx context.Context) {
 				}
 			}
 			last.ID = load.ID
+			if r.Share != nil {
+				r.share(ctx, &others, load)
+			}
 		}
 		select {
 		case <-tick.C:
@@ -72,6 +87,29 @@ func (r Reporter) Run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// share tells this coordinator's part of a rate.
+func (r Reporter) share(ctx context.Context, others *reports, own Load) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	loads, err := others.read(ctx)
+	if err != nil && loads == nil { // one that cannot be read does not hide the rest
+		r.Log.Debug("the coordinators that share the rate are not known", "error", err)
+		return
+	}
+	r.Share(share(loads, own))
+}
+
+// share is what is due to one of the coordinators that have items. Who has none may get some together with all others that have none.
+func share(loads []Load, own Load) float64 {
+	n := 1
+	for _, l := range loads {
+		if l.ID != own.ID && (l.busy() || !own.busy()) {
+			n++
+		}
+	}
+	return 1 / float64(n)
 }
 
 func (r Reporter) write(ctx context.Context, load Load) error {
