@@ -114,6 +114,8 @@ func (c Config) Validate() error {
 		return hint.Wrap(fmt.Errorf("%d crash attempts", c.CrashAttempts), "1 or more; 2 lets an item crash a worker twice")
 	case c.Lane != LaneBlock && c.Lane != LaneSkip && c.Lane != LanePark:
 		return hint.Wrap(fmt.Errorf("on_fail %q", c.Lane), "use block, skip or park")
+	case c.KeyRate > 0 && !c.Keys:
+		return hint.Wrap(errors.New("a rate for each key, and items have no keys"), "order names the key: message or header:NAME; on_fail = \"skip\" where only the rate matters")
 	case c.Rate < 0 || c.KeyRate < 0:
 		return errors.New("a rate is negative")
 	case c.Classes < 1 || c.Classes > 10:

@@ -44,6 +44,7 @@ func TestSettings(t *testing.T) {
 		"order key":              func(s *Settings) { s.Order.Key = "tenant" },
 		"is not a rate":          func(s *Settings) { s.Rate.Queue = "10 per second" },
 		"per_key":                func(s *Settings) { s.Rate.PerKey = "-1/s" },
+		"items have no keys":     func(s *Settings) { s.Rate.PerKey = "5/s" },
 		"priority classes":       func(s *Settings) { s.Priority.Classes = 11 },
 		"dead-letter queue":      func(s *Settings) { s.DeadLetter.Queue = "q" },
 		"format":                 func(s *Settings) { s.Worker.Format = "xml" },

@@ -313,8 +313,41 @@ variable "keep" {
   }
 }
 
+variable "order" {
+  description = "Whose items come one after the other: message (those with the same key) or header:NAME (the same header). A coordinator takes one of each key at a time. Empty: there is no order."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.order, "^(message|header:.+)$", "") == ""
+    error_message = "The order must be message or header:NAME, or empty."
+  }
+}
+
+variable "rate" {
+  description = "Items that all workers together start at most, such as 10/s, 90/m or 5000/h. Empty: any number."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.rate, "^[0-9.]+/[smh]$", "") == ""
+    error_message = "The rate must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
+  }
+}
+
+variable "rate_per_key" {
+  description = "The same for the items of each key, which order names."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.rate_per_key, "^[0-9.]+/[smh]$", "") == ""
+    error_message = "The rate_per_key must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
+  }
+}
+
 variable "coordinator_env" {
-  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_CLASSES = \"3\" }."
   type        = map(string)
   default     = {}
 }
@@ -603,7 +636,10 @@ job "work-queue" {
         RETINUE_COORDINATOR_COMMIT                         = local.commit
         RETINUE_COORDINATOR_DONE                           = local.done
         RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
-        RETINUE_COORDINATOR_LOAD                           = local.scales ? "consul:${var.job_name}" : ""
+        RETINUE_COORDINATOR_LOAD                           = local.scales || var.rate != "" || var.rate_per_key != "" ? "consul:${var.job_name}" : ""
+        RETINUE_COORDINATOR_ORDER                          = var.order
+        RETINUE_COORDINATOR_RATE                           = var.rate
+        RETINUE_COORDINATOR_RATE_PER_KEY                   = var.rate_per_key
         }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, local.dispatch ? {
         RETINUE_COORDINATOR_JOB                            = var.dispatch_job
         RETINUE_COORDINATOR_WORK                           = local.work

@@ -340,8 +340,44 @@ variable "keep" {
   nullable = false
 }
 
+variable "order" {
+  description = "Whose items come one after the other: message (those with the same key) or header:NAME (the same header). A coordinator takes one of each key at a time. Empty: there is no order."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = replace(var.order, "/^(message|header:.+)$/", "") == ""
+    error_message = "The order must be message or header:NAME, or empty."
+  }
+  nullable = false
+}
+
+variable "rate" {
+  description = "Items that all workers together start at most, such as 10/s, 90/m or 5000/h. Empty: any number."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.rate, "^[0-9.]+/[smh]$", "") == ""
+    error_message = "The rate must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
+  }
+  nullable = false
+}
+
+variable "rate_per_key" {
+  description = "The same for the items of each key, which order names."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.rate_per_key, "^[0-9.]+/[smh]$", "") == ""
+    error_message = "The rate_per_key must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
+  }
+  nullable = false
+}
+
 variable "coordinator_env" {
-  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_RATE = \"10/s\" }."
+  description = "Further settings of the coordinators by their environment, such as { RETINUE_COORDINATOR_CLASSES = \"3\" }."
   type        = map(string)
   default     = {}
   nullable    = false
