@@ -27,7 +27,7 @@ type Stats struct {
 	Status      string   `json:"status"`
 	Reason      string   `json:"reason,omitempty"`
 	Slots       int      `json:"slots"`
-	Limit       int      `json:"limit"` // of calls at once, now
+	Limit       int      `json:"limit"`                // of calls at once, now
 	RateShare   float64  `json:"rate_share,omitempty"` // of the rates of all coordinators; absent without a rate
 	Waiting     int      `json:"waiting"`
 	Running     int      `json:"running"`
