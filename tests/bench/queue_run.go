@@ -39,6 +39,8 @@ type queuer struct {
 	start        func() (*process, error)
 	helper       func() (*process, error) // the worker that it calls; nil for none
 	count        func(ctx context.Context) (int, error)
+	latencies    func(ctx context.Context) ([]time.Duration, error) // since they were asked for last
+	arrivals     *arrivals                                          // that tell them; nil: the worker does
 
 	nomad                          string // where it makes jobs
 	queue, counter, socket, folder string // of this round
@@ -316,6 +318,7 @@ func (q *queueRig) httpWorker(c *queuer) *queuer {
 		var n int
 		return n, getSocket(ctx, c.socket, "/count", &n)
 	}
+	c.latencies = func(ctx context.Context) ([]time.Duration, error) { return latencies(ctx, c.socket) }
 	return c
 }
 

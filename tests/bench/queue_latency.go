@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"retinue/coordinator/source"
+	"retinue/coordinator/source/dial"
+)
+
+// latency publishes at half of the rate that the slowest has, one item after the other, and tells how old each was when the worker got it, or, with
+// a command for each item, when its output was under its last name.
+func (q *queueRig) latency(ctx context.Context, report *Report) error {
+	err := q.each(func(kind string) error {
+		return q.latencies(ctx, report, latencyTable{
+			title: "Latency at half load: " + kind, table: kind + ", http", ends: "From before the publication to the worker, one POST for each", slowest: min(q.rates[kind+", http"][loopName], q.rates[kind+", http"][queueName]), guess: 1000, lasts: q.amounts.latency,
+			most: []added{{}, {"", 300 * time.Microsecond, 3 * time.Millisecond}}}, kind,
+			[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
+	})
+	if err != nil {
+		return err
+	}
+	_, closeDisk, err := q.openDisk(ctx)
+	if err == nil {
+		defer closeDisk()
+	}
+	return q.each(func(kind string) error {
+		return q.latencies(ctx, report, latencyTable{
+			title: "Latency of a command for each item, at half load: " + kind, table: kind + ", file", ends: "From before the publication to the output under its last name", slowest: slowest(report, kind+", file"), guess: 100, lasts: 2 * q.amounts.latency,
+			most: []added{{}, {", no fsync", time.Millisecond, 8 * time.Millisecond}, {", fsync", 3 * time.Millisecond, 20 * time.Millisecond}, {}}}, kind,
+			[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.exec(kind, true)), arriving(q.watch(kind))})
+	})
+}
+
+// latencyTable is what a table of latencies says, and what is promised of each contender beside the first.
+type latencyTable struct {
+	title, table, ends string
+	slowest, guess     float64 // items/s, as measured before, and where nothing was
+	lasts              time.Duration
+	most               []added
+}
+
+// added is the most that a contender may add to the loop's latency, and what tells it from others; zero: nothing is promised.
+type added struct {
+	name     string
+	p50, p99 time.Duration
+}
+
+// slowest is the least rate of a table.
+func slowest(report *Report, part string) float64 {
+	least := math.Inf(1)
+	for _, f := range report.Figures {
+		if rate := f.Values["items_per_second"]; f.Part == part && rate > 0 {
+			least = min(least, rate)
+		}
+	}
+	if math.IsInf(least, 1) {
+		return 0
+	}
+	return least
+}
+
+func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable, kind string, all []*queuer) error {
+	rate := l.slowest / 2
+	if rate == 0 {
+		rate = l.guess / 2
+	}
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of 1 KiB, %s items/s for %v.", l.ends, count(rate), l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	var base Summary
+	for i, c := range all {
+		q.say("%s, latency: %s", l.table, strings.TrimSpace(c.name+" "+c.config))
+		took, err := q.paced(ctx, kind, c, rate, l.lasts)
+		if err != nil {
+			return err
+		}
+		s := summarize(took)
+		row := []string{c.name, c.config, fmt.Sprint(s.N), human(s.P50), human(s.P99), human(s.Max), "–", "–"}
+		if i == 0 {
+			base = s
+		} else {
+			p50, p99 := s.P50-base.P50, s.P99-base.P99
+			row[6], row[7] = signed(p50), signed(p99)
+			if most := l.most[i]; most.p50 > 0 {
+				q.targets = append(q.targets, Target{What: "added latency at half load, " + l.table + most.name, Want: fmt.Sprintf("p50 ≤ %s, p99 ≤ %s", human(most.p50), human(most.p99)), Measured: fmt.Sprintf("p50 %s, p99 %s (n=%d)", signed(p50), signed(p99), s.N),
+					Met: p50 <= most.p50 && p99 <= most.p99})
+			}
+		}
+		t.Rows = append(t.Rows, row)
+		report.Figures = append(report.Figures, Figure{Part: l.table + ", latency", Contender: c.name, Config: c.config, Took: s})
+	}
+	report.Tables = append(report.Tables, t)
+	return nil
+}
+
+func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float64, lasts time.Duration) ([]time.Duration, error) {
+	if err := q.fresh(c); err != nil {
+		return nil, err
+	}
+	if c.helper != nil {
+		worker, err := c.helper()
+		if err != nil {
+			return nil, err
+		}
+		defer worker.kill()
+	}
+	if c.arrivals != nil {
+		if err := c.arrivals.open(c); err != nil {
+			return nil, err
+		}
+		defer c.arrivals.close()
+	}
+	publish, closing, err := q.publisher(ctx, kind, c)
+	if err != nil {
+		return nil, err
+	}
+	defer closing()
+	p, err := c.start()
+	if err != nil {
+		return nil, err
+	}
+	defer p.kill()
+	sent := 0
+	seen := func(n int) error {
+		return eventually(ctx, 60*time.Second, fmt.Sprintf("%s has taken %d items", c.name, n), func(ctx context.Context) error {
+			got, err := c.count(ctx)
+			if err == nil && got < n {
+				err = fmt.Errorf("it has %d\n%s", got, p.tail())
+			}
+			return err
+		})
+	}
+	if err := publish(ctx, sent); err != nil { // it is up
+		return nil, err
+	}
+	sent++
+	if err := seen(sent); err != nil {
+		return nil, err
+	}
+	if _, err := c.latencies(ctx); err != nil {
+		return nil, err
+	}
+	// Items that are due are published side by side: one answer of the broker must not hold up the next item.
+	began, limit := time.Now(), make(chan struct{}, 64)
+	failed := make(chan error, 1)
+	for n := 0; time.Since(began) < lasts; n++ {
+		if err := pause(ctx, time.Until(began.Add(time.Duration(float64(n)/rate*float64(time.Second))))); err != nil {
+			return nil, err
+		}
+		limit <- struct{}{}
+		number := sent
+		sent++
+		go func() {
+			defer func() { <-limit }()
+			if err := publish(ctx, number); err != nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+		}()
+	}
+	for range cap(limit) {
+		limit <- struct{}{}
+	}
+	select {
+	case err := <-failed:
+		return nil, err
+	default:
+	}
+	if err := seen(sent); err != nil {
+		return nil, err
+	}
+	return c.latencies(ctx)
+}
+
+// publisher publishes one item that begins with the time.
+func (q *queueRig) publisher(ctx context.Context, kind string, c *queuer) (func(context.Context, int) error, func(), error) {
+	if strings.HasPrefix(c.name, queueName) {
+		src, err := dial.Open(ctx, q.brokers[kind].URL, source.Options{Queue: c.queue})
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context, n int) error {
+			return src.Publish(ctx, source.Out{ID: fmt.Sprint(n), Body: payload(kibi, true)})
+		}, func() { src.Close(context.WithoutCancel(ctx)) }, nil
+	}
+	return q.handPublisher(ctx, kind, c.queue)
+}
+
+// arriving makes a contender's outputs tell when they came.
+func arriving(c *queuer) *queuer {
+	a := &arrivals{}
+	c.arrivals, c.count, c.latencies = a, a.count, a.latencies
+	return c
+}
+
+// arrivals are the outputs that are renamed into a contender's folder. The kernel tells of each; how old its item was is in it.
+type arrivals struct {
+	dir    string
+	output func(name string) string // the file below dir that begins with the time of the publication
+	events *os.File
+	ended  chan struct{}
+
+	mu   sync.Mutex
+	n    int
+	took []time.Duration
+	err  error
+}
+
+func (a *arrivals) open(c *queuer) error {
+	a.dir, a.output = c.folder, func(name string) string { return name }
+	if c.name != loopName {
+		a.dir, a.output = filepath.Join(c.folder, "done", c.queue), func(name string) string { return filepath.Join(name, "stdout") }
+	}
+	if err := os.MkdirAll(a.dir, 0o777); err != nil {
+		return err
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.InotifyAddWatch(fd, a.dir, unix.IN_MOVED_TO); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	a.events, a.ended = os.NewFile(uintptr(fd), "inotify"), make(chan struct{})
+	go a.follow()
+	return nil
+}
+
+func (a *arrivals) close() {
+	a.events.Close()
+	<-a.ended
+}
+
+func (a *arrivals) follow() {
+	defer close(a.ended)
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := a.events.Read(buf)
+		now := time.Now()
+		if err != nil {
+			return
+		}
+		for rest := buf[:n]; len(rest) >= unix.SizeofInotifyEvent; {
+			end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(rest[12:]))
+			a.add(now, strings.TrimRight(string(rest[unix.SizeofInotifyEvent:end]), "\x00"))
+			rest = rest[end:]
+		}
+	}
+}
+
+func (a *arrivals) add(now time.Time, name string) {
+	body, err := os.ReadFile(filepath.Join(a.dir, a.output(name)))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.n++
+	switch {
+	case err != nil:
+		a.err = err
+	case len(body) < 8:
+		a.err = fmt.Errorf("%s has %d bytes", name, len(body))
+	default:
+		a.took = append(a.took, now.Sub(time.Unix(0, int64(binary.LittleEndian.Uint64(body)))))
+	}
+}
+
+func (a *arrivals) count(context.Context) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n, a.err
+}
+
+// latencies are those since they were asked for last.
+func (a *arrivals) latencies(context.Context) ([]time.Duration, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	took := a.took
+	a.took = nil
+	return took, a.err
+}
