@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -35,6 +37,9 @@ func serviceOf(host string) string {
 type catalog struct {
 	client  *consulkit.Client
 	service string
+
+	mu   sync.Mutex
+	last string // where the last connection was made to
 }
 
 func newCatalog(service string) (*catalog, error) {
@@ -42,7 +47,7 @@ func newCatalog(service string) (*catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &catalog{client, service}, nil
+	return &catalog{client: client, service: service}, nil
 }
 
 // Dial implements the custom dialer of the NATS client.
@@ -59,6 +64,9 @@ func (c *catalog) Dial(network, _ string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(try, network, addr)
 		cancel()
 		if err == nil {
+			c.mu.Lock()
+			c.last = addr
+			c.mu.Unlock()
 			return conn, nil
 		}
 		failed = errors.Join(failed, err)
@@ -66,7 +74,7 @@ func (c *catalog) Dial(network, _ string) (net.Conn, error) {
 	return nil, failed
 }
 
-// find returns the addresses of the instances, passing ones first: a check may be later than the broker.
+// find returns the addresses of the instances. All are tried: a check may be later than the broker.
 func (c *catalog) find(ctx context.Context) ([]string, error) {
 	token, err := c.client.Token()
 	if err != nil {
@@ -76,10 +84,13 @@ func (c *catalog) find(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, c.client.Advice(err)
 	}
-	return choose(entries)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return choose(entries, c.last)
 }
 
-func choose(entries []*api.ServiceEntry) ([]string, error) {
+// choose orders instances: passing ones first, and the last one last of all. Whoever asks has lost it, and one that is frozen passes checks and takes connections.
+func choose(entries []*api.ServiceEntry, last string) ([]string, error) {
 	var passing, others []string
 	for _, e := range entries {
 		host := e.Service.Address
@@ -98,6 +109,9 @@ func choose(entries []*api.ServiceEntry) ([]string, error) {
 	}
 	if passing = append(passing, others...); len(passing) == 0 {
 		return nil, errors.New("it has no instance, or the token may not read it")
+	}
+	if at := slices.Index(passing, last); at >= 0 {
+		passing = append(slices.Delete(passing, at, at+1), last)
 	}
 	return passing, nil
 }

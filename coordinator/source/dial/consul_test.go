@@ -69,19 +69,25 @@ func TestServiceMoves(t *testing.T) {
 	}
 }
 
-// Passing instances go first, and those that do not pass before none.
+// Passing instances go first, those that do not pass before none, and the one that was lost last of all.
 func TestChoose(t *testing.T) {
 	entry := func(host, status string) *api.ServiceEntry {
 		return &api.ServiceEntry{Node: &api.Node{Address: "10.0.0.9"}, Service: &api.AgentService{Address: host, Port: 7}, Checks: api.HealthChecks{{Status: status}}}
 	}
-	for want, entries := range map[string][]*api.ServiceEntry{
-		"10.0.0.2:7 10.0.0.1:7": {entry("10.0.0.1", "critical"), entry("10.0.0.2", "passing")},
-		"10.0.0.1:7":            {entry("10.0.0.1", "critical")},
-		"10.0.0.9:7":            {entry("", "passing")},
-		"":                      nil,
+	bad, good := entry("10.0.0.1", "critical"), entry("10.0.0.2", "passing")
+	for _, c := range []struct {
+		entries    []*api.ServiceEntry
+		last, want string
+	}{
+		{[]*api.ServiceEntry{bad, good}, "", "10.0.0.2:7 10.0.0.1:7"},
+		{[]*api.ServiceEntry{bad, good}, "10.0.0.2:7", "10.0.0.1:7 10.0.0.2:7"},
+		{[]*api.ServiceEntry{bad, good}, "10.0.0.3:7", "10.0.0.2:7 10.0.0.1:7"},
+		{[]*api.ServiceEntry{bad}, "10.0.0.1:7", "10.0.0.1:7"},
+		{[]*api.ServiceEntry{entry("", "passing")}, "", "10.0.0.9:7"},
+		{nil, "10.0.0.1:7", ""},
 	} {
-		if got, err := choose(entries); strings.Join(got, " ") != want || (err == nil) != (want != "") {
-			t.Errorf("%q, %v, want %q", got, err, want)
+		if got, err := choose(c.entries, c.last); strings.Join(got, " ") != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("after %q: %q, %v, want %q", c.last, got, err, c.want)
 		}
 	}
 }
