@@ -373,10 +373,13 @@ func discard(o *Output) {
 	if o.Dir == "" {
 		return
 	}
-	for _, name := range []string{"input", "meta.json"} { // mostly all that is left
-		_ = unix.Unlink(filepath.Join(o.Dir, name))
+	for _, left := range [][]string{{"input", "meta.json"}, {"status", lockedName}} { // mostly all that is left, of Exec and of Watch
+		for _, name := range left {
+			_ = unix.Unlink(filepath.Join(o.Dir, name))
+		}
+		if unix.Rmdir(o.Dir) == nil {
+			return
+		}
 	}
-	if unix.Rmdir(o.Dir) != nil {
-		_ = os.RemoveAll(o.Dir) // what stays is removed at the next start
-	}
+	_ = os.RemoveAll(o.Dir) // what stays is removed at the next start
 }
