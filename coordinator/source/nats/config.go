@@ -51,10 +51,8 @@ const dedupeWindow = 2 * time.Minute
 func streamName(queue string) string       { return "QUEUE_" + queue }
 func durable(class int) string             { return fmt.Sprintf("class%d", class) }
 func (s *Source) subject(class int) string { return fmt.Sprintf("queue.%s.%d", s.cfg.Queue, class) }
-
-// pingInterval has a broker that is frozen given up within three quarters of a lease, so that another one extends what is in hand.
 func pingInterval(l time.Duration) time.Duration {
-	return min(max(l/4, 500*time.Millisecond), 20*time.Second)
+	return min(max(l/2, 500*time.Millisecond), 20*time.Second)
 }
 
 // connect opens the connection; state is called when it was lost or is back.
