@@ -56,7 +56,7 @@ func TestFinishedSurvives(t *testing.T) {
 	defer cancel()
 	dir := t.TempDir()
 	s, _ := opened(ctx, t, dir)
-	left := map[string]int{} // deliveries expected
+	left := map[string]int{} // deliveries at least; one that was fetched ahead may have been delivered too
 	for i := range 12 {
 		id := fmt.Sprint(i)
 		left[id] = 1
@@ -82,8 +82,8 @@ func TestFinishedSurvives(t *testing.T) {
 	journal.Close()
 	s, _ = opened(ctx, t, dir)
 	for _, m := range receive(ctx, t, s, len(left)) {
-		if left[m.ID] != m.Deliveries {
-			t.Errorf("%s came, delivery %d; expected %d", m.ID, m.Deliveries, left[m.ID])
+		if m.Deliveries < left[m.ID] || m.Deliveries > 2 || left[m.ID] == 0 {
+			t.Errorf("%s came, delivery %d; expected %d, and 2 at most", m.ID, m.Deliveries, left[m.ID])
 		}
 		delete(left, m.ID)
 		if err := s.Ack(ctx, m); err != nil {
