@@ -49,6 +49,9 @@ locals {
     gather             = var.gather
     artifacts          = var.artifacts
     keep               = var.keep
+    order              = var.order
+    rate               = var.rate
+    rate_per_key       = var.rate_per_key
     coordinator_config = var.coordinator_config
     commit             = var.commit
     volume             = var.volume

@@ -358,7 +358,7 @@ variable "rate" {
   default     = ""
 
   validation {
-    condition     = regex_replace(var.rate, "^[0-9.]+/[smh]$", "") == ""
+    condition     = replace(var.rate, "/^[0-9.]+/[smh]$/", "") == ""
     error_message = "The rate must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
   }
   nullable = false
@@ -370,7 +370,7 @@ variable "rate_per_key" {
   default     = ""
 
   validation {
-    condition     = regex_replace(var.rate_per_key, "^[0-9.]+/[smh]$", "") == ""
+    condition     = replace(var.rate_per_key, "/^[0-9.]+/[smh]$/", "") == ""
     error_message = "The rate_per_key must be a number a second, minute or hour, like 10/s, 90/m or 5000/h, or empty."
   }
   nullable = false

@@ -20,7 +20,7 @@ import (
 var renamed = map[string]string{"count": "replicas"}
 
 // regexReplace is a call of a function that Terraform calls replace, with slashes.
-var regexReplace = regexp.MustCompile(`regex_replace\(([^,]+), "([^"/]*)", `)
+var regexReplace = regexp.MustCompile(`regex_replace\(([^,]+), "([^"]*)", `)
 
 const (
 	beginMark = "<!-- generated: inputs and outputs -->"
