@@ -111,6 +111,9 @@ func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float
 			return nil, err
 		}
 		defer worker.kill()
+		if err := eventually(ctx, 20*time.Second, "the worker listens", func(context.Context) error { _, err := os.Stat(c.socket); return err }); err != nil {
+			return nil, err
+		}
 	}
 	if c.arrivals != nil {
 		if err := c.arrivals.open(c); err != nil {
