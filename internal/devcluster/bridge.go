@@ -86,6 +86,10 @@ func findIPTables() (string, error) {
 // makeBridge creates the bridge with its gateway address. Nomad's own plugin
 // would make it, but only with the first allocation, and the node's Consul agent
 // listens on that address from the start. The alias says whose bridge it is.
+//
+// It has a hardware address of its own: one without takes the lowest of its
+// ports', another one when an allocation comes or goes, and the others cannot
+// reach their gateway for up to two minutes, until they ask for it again.
 func makeBridge(b Bridge, dir string) error {
 	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -114,7 +118,28 @@ func makeBridge(b Bridge, dir string) error {
 			return fmt.Errorf("address of bridge %s: %w", b.Name, err)
 		}
 	}
+	if err := setHardwareAddr(sock, b); err != nil {
+		return fmt.Errorf("hardware address of bridge %s: %w", b.Name, err)
+	}
 	return setFlags(sock, b.Name, unix.IFF_UP, 0)
+}
+
+// setHardwareAddr gives a bridge a locally administered address, made of its IP address.
+func setHardwareAddr(sock int, b Bridge) error {
+	var request struct { // struct ifreq with a hardware address
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		addr   [14]byte
+		_      [8]byte
+	}
+	copy(request.name[:unix.IFNAMSIZ-1], b.Name)
+	request.family = unix.ARPHRD_ETHER
+	ip := b.Gateway.As4()
+	copy(request.addr[:], append([]byte{0x02, 0x52}, ip[:]...))
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(sock), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func setFlags(sock int, name string, set, clear uint16) error {

@@ -120,6 +120,32 @@ func TestCgroups(t *testing.T) {
 	}
 }
 
+// A bridge without a hardware address of its own is a warning.
+func TestBridge(t *testing.T) {
+	make := func(assigned string) string {
+		dir := filepath.Join(t.TempDir(), "nomad")
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"addr_assign_type": assigned, "address": "02:52:0a:c8:01:01"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return filepath.Dir(dir)
+	}
+	for _, c := range []struct{ root, want string }{
+		{t.TempDir(), "ok no allocation has made Nomad's yet"},
+		{make("3"), "ok nomad, 02:52:0a:c8:01:01"},
+		{make("1"), "warning nomad, 02:52:0a:c8:01:01: its hardware address is the lowest of its ports'"},
+	} {
+		r := Check{Run: func(context.Context) (string, error) { return checkBridge(c.root) }}.result(t.Context())
+		if got := fmt.Sprintf("%s %s", r.Level, r.Detail); !strings.HasPrefix(got, c.want) || (r.Hint != "") != (r.Level == Warning) {
+			t.Errorf("%s (%s), want %s", got, r.Hint, c.want)
+		}
+	}
+}
+
 func TestOldEnough(t *testing.T) {
 	if err := oldEnough("1.20.9", toolchain.Consul); err == nil || !strings.Contains(err.Error(), "older than 1.21.0") {
 		t.Error(err)
@@ -260,7 +286,7 @@ func TestNobodyAnswers(t *testing.T) {
 // TestMachine only runs the checks: what they find depends on the machine.
 func TestMachine(t *testing.T) {
 	r := Run(t.Context(), Machine(filepath.Join(t.TempDir(), "not", "there")), nil)
-	if len(r.Results) != 10 {
+	if len(r.Results) != 11 {
 		t.Errorf("%+v", r.Results)
 	}
 	for _, c := range r.Results {

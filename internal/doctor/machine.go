@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,7 @@ func Machine(dir string) []Check {
 		{machine, "disk", func(context.Context) (string, error) { return checkDisk(dir) }},
 		{machine, "docker", checkDocker},
 		{machine, "CNI", checkCNI},
+		{machine, "bridge", func(context.Context) (string, error) { return checkBridge("/sys/class/net") }},
 		{machine, "ports", func(context.Context) (string, error) { return checkPorts(dir) }},
 	}
 	checks = append(checks, Check{programs, "driver plugin", func(context.Context) (string, error) {
@@ -140,6 +142,29 @@ func checkCNI(context.Context) (string, error) {
 		return "plugins in " + path, warn(err)
 	}
 	return "plugins in " + path + ", iptables", nil
+}
+
+// checkBridge looks at the bridge of Nomad's bridge mode. Where nothing has given it a hardware address it has the lowest of
+// its ports', and changes it when an allocation comes or goes (hashicorp/nomad#12103). systemd-udevd gives it one.
+func checkBridge(sysNet string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(sysNet, "nomad", "addr_assign_type"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "no allocation has made Nomad's yet", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	addr, err := os.ReadFile(filepath.Join(sysNet, "nomad", "address"))
+	if err != nil {
+		return "", err
+	}
+	const set = "3" // NET_ADDR_SET, include/uapi/linux/netdevice.h
+	detail := "nomad, " + strings.TrimSpace(string(addr))
+	if strings.TrimSpace(string(raw)) != set {
+		return detail, warn(hint.Wrap(errors.New("its hardware address is the lowest of its ports': when that allocation goes, the others lose their network for up to two minutes"),
+			"`ip link set nomad address 02:00:00:00:00:01` at each start of the machine, or MACAddressPolicy=persistent for it in a .link file of systemd"))
+	}
+	return detail, nil
 }
 
 func checkPorts(dir string) (string, error) {

@@ -182,7 +182,8 @@ func dialHere(addr string) error {
 // TestNetwork holds the promises about addresses for every driver in bridge
 // mode: a task reaches its own node's Consul at ${meta.retinue_consul}, and a
 // published port answers on loopback, on the gateway, from the other node's
-// tasks and from the task itself.
+// tasks and from the task itself. The gateways keep their hardware addresses,
+// which tasks know and do not ask for again.
 func TestNetwork(t *testing.T) {
 	harness.Need(t, harness.Root, harness.CNI, harness.Iptables)
 	t.Parallel()
@@ -197,8 +198,12 @@ func TestNetwork(t *testing.T) {
 	if c.Plan().DockerSocket != "" {
 		drivers = append(drivers, devcluster.DriverDocker)
 	}
+	before := bridgeAddrs(t, c)
 	for _, driver := range drivers {
 		allocs := run(t, c, idle(c, "net-"+driver, driver, "app"))
+		if now := bridgeAddrs(t, c); now != before {
+			t.Errorf("%s: the bridges were %s and are %s", driver, before, now)
+		}
 		var pidOf []int
 		for _, a := range allocs {
 			pidOf = append(pidOf, taskPID(t, a.ID))
@@ -251,6 +256,22 @@ func TestNetwork(t *testing.T) {
 			srv.Close()
 		}
 	}
+}
+
+// bridgeAddrs is the hardware addresses of the cluster's bridges.
+func bridgeAddrs(t *testing.T, c *devcluster.Cluster) string {
+	var all []string
+	for _, n := range c.Plan().Nodes {
+		if n.Bridge == nil {
+			continue
+		}
+		iface, err := net.InterfaceByName(n.Bridge.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, iface.HardwareAddr.String())
+	}
+	return strings.Join(all, " ")
 }
 
 // TestWorkloadIdentity holds the ACLs: a task gets the role that bears its name

@@ -12,6 +12,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -55,8 +56,8 @@ func pingInterval(l time.Duration) time.Duration {
 	return min(max(l/2, 500*time.Millisecond), 20*time.Second)
 }
 
-// connect opens the connection; state is called when it was lost or is back.
-func (c *Config) connect(ctx context.Context, state func()) (*nats.Conn, error) {
+// connect opens the connection; state is called when it was lost, again when it could not be made anew, and without an error when it is back.
+func (c *Config) connect(ctx context.Context, state func(error)) (*nats.Conn, error) {
 	timeout := 5 * time.Second
 	if at, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(at))
@@ -71,9 +72,10 @@ func (c *Config) connect(ctx context.Context, state func()) (*nats.Conn, error) 
 		nats.ReconnectBufSize(-1),
 		nats.PingInterval(pingInterval(c.Lease)),
 		nats.MaxPingsOutstanding(2),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { state() }),
-		nats.ReconnectHandler(func(*nats.Conn) { state() }),
-		nats.ClosedHandler(func(*nats.Conn) { state() }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { state(cmp.Or(err, nats.ErrDisconnected)) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { state(err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { state(nil) }),
+		nats.ClosedHandler(func(*nats.Conn) { state(nats.ErrConnectionClosed) }),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // each request has its own error
 	}
 	if c.Credentials != "" {
@@ -100,7 +102,9 @@ func (c *Config) connect(ctx context.Context, state func()) (*nats.Conn, error) 
 }
 
 // Connect connects to a server for something else than a queue.
-func Connect(ctx context.Context, c Config) (*nats.Conn, error) { return c.connect(ctx, func() {}) }
+func Connect(ctx context.Context, c Config) (*nats.Conn, error) {
+	return c.connect(ctx, func(error) {})
+}
 
 // user returns the URL for the client, which takes a user in it for all there is to know: with a password file it stands in an option.
 func (c *Config) user(opts *[]nats.Option) (string, error) {

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,6 +31,7 @@ type puller struct {
 	ahead  [source.MaxClasses][]*source.Message // arrived, not handed out
 	events chan struct{}                        // something changed
 	broken error
+	away   error // why there is no connection
 }
 
 // request is what one class's consumer was asked for and has not answered.
@@ -72,8 +74,9 @@ func (p *puller) subscribe(nc *nats.Conn) error {
 }
 
 // connection is called when the connection was lost or came back: what was asked for is forgotten by the broker.
-func (p *puller) connection() {
+func (p *puller) connection(away error) {
 	p.mu.Lock()
+	p.away = away
 	clear(p.asked[:])
 	p.mu.Unlock()
 	p.wake()
@@ -245,8 +248,8 @@ func (p *puller) forgotten() time.Duration {
 
 // wait returns when something changed, or after a time.
 func (p *puller) wait(ctx context.Context, limit time.Duration) error {
-	if !p.s.nc.IsConnected() {
-		return fmt.Errorf("%w: %w", source.ErrUnavailable, disconnected(p.s.nc))
+	if err := p.connected(); err != nil {
+		return err
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -265,11 +268,14 @@ func (p *puller) wait(ctx context.Context, limit time.Duration) error {
 	return err
 }
 
-func disconnected(nc *nats.Conn) error {
-	if err := nc.LastError(); err != nil {
-		return err
+// connected says why there is no connection. Of a write to none the client says only that its buffer is full.
+func (p *puller) connected() error {
+	if p.s.nc.IsConnected() {
+		return nil
 	}
-	return nats.ErrDisconnected
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return fmt.Errorf("%w: not connected: %w", source.ErrUnavailable, cmp.Or(p.away, nats.ErrDisconnected))
 }
 
 // take hands out what has arrived and is still ours.

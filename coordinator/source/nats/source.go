@@ -80,7 +80,7 @@ func (s *Source) Receive(ctx context.Context, max int) ([]*source.Message, error
 }
 
 func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error) {
-	if err := s.check(ctx); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return nil, err
 	}
 	if !s.tuned.Load() {
@@ -166,7 +166,7 @@ func (s *Source) Release(ctx context.Context, delay time.Duration, ms ...*source
 
 // answer tells the broker a verdict on each message and waits until it has confirmed it.
 func (s *Source) answer(ctx context.Context, verb string, verdict []byte, ms []*source.Message, done func(*source.Message)) error {
-	if err := s.check(ctx); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return err
 	}
 	var mu sync.Mutex
@@ -213,7 +213,7 @@ func (s *Source) request(ctx context.Context, subject string, data []byte) error
 
 // Publish implements source.Source.
 func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
-	if err := s.check(ctx); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -275,7 +275,7 @@ func (s *Source) publish(ctx context.Context, outs []source.Out, now time.Time) 
 
 // Depth implements source.Source.
 func (s *Source) Depth(ctx context.Context) (source.Depth, error) {
-	if err := s.check(ctx); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return source.Depth{}, err
 	}
 	d := source.Depth{Delayed: -1}
@@ -364,6 +364,14 @@ func (s *Source) Close(ctx context.Context) error {
 		}
 	})
 	return err
+}
+
+// reach is check, and whether there is a connection.
+func (s *Source) reach(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	return s.pull.connected()
 }
 
 func (s *Source) check(ctx context.Context) error {
