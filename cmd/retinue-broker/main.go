@@ -23,7 +23,7 @@ func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
 
 // flags are the command line.
 type flags struct {
-	data, listen, durability, user, passwordFile, name, cluster, routesFile, advertise, logLevel string
+	data, listen, durability, user, passwordFile, name, cluster, routesFile, advertise, health, logLevel string
 	routes                                                                                       []string
 }
 
@@ -52,13 +52,14 @@ Anything but loopback needs a password: --password-file names a file with it.`,
 	cmd.Flags().StringSliceVar(&f.routes, "routes", nil, "the other brokers' --cluster addresses")
 	cmd.Flags().StringVar(&f.routesFile, "routes-file", "", "file with the other brokers' --cluster addresses, one a line, in place of --routes; this broker's own may be among them. A broker that is new waits for two others")
 	cmd.Flags().StringVar(&f.advertise, "cluster-advertise", "", "where the other brokers reach --cluster when that is not the address itself, HOST:PORT")
+	cmd.Flags().StringVar(&f.health, "health", "", "where GET /health says whether this broker is whole, HOST:PORT: 200, or 503 and why; of three one that is new gets its copy first. It asks for no password")
 	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }
 
 // config reads the flags; the password never stands on a command line.
 func (f flags) config() (broker.Config, error) {
-	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes, RoutesFile: f.routesFile, Advertise: f.advertise}
+	c := broker.Config{Dir: f.data, Listen: f.listen, Durability: broker.Durability(f.durability), Name: f.name, Cluster: f.cluster, Routes: f.routes, RoutesFile: f.routesFile, Advertise: f.advertise, Health: f.health}
 	if f.data == "" {
 		return c, cli.Usage(hint.Wrap(errors.New("no folder for the messages"), "give --data FOLDER"))
 	}

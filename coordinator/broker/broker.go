@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -58,13 +59,16 @@ type Config struct {
 	RoutesFile string
 	// Advertise is where the others reach Cluster, when that is not the address itself; "" for that.
 	Advertise string
+	// Health is the host:port of GET /health; "" for none.
+	Health string
 	// MaxStore bounds what is kept on disk, in bytes; 0: three quarters of what is free.
 	MaxStore int64
 }
 
 // Broker is a running one.
 type Broker struct {
-	srv *server.Server
+	srv    *server.Server
+	health *http.Server
 }
 
 // Start returns when the broker takes clients.
@@ -97,6 +101,10 @@ func Start(ctx context.Context, c Config) (*Broker, error) {
 		b.Close()
 		return nil, fmt.Errorf("start the broker: its store in %s cannot be used", c.Dir)
 	}
+	if err := b.tell(c.Health); err != nil {
+		b.Close()
+		return nil, fmt.Errorf("start the broker: %w", err)
+	}
 	return b, nil
 }
 
@@ -112,6 +120,9 @@ func (b *Broker) Done() <-chan struct{} {
 
 // Close writes out what is left and ends the broker. Clients connect again when it is back.
 func (b *Broker) Close() {
+	if b.health != nil {
+		b.health.Close()
+	}
 	b.srv.Shutdown()
 	b.srv.WaitForShutdown()
 }

@@ -916,14 +916,16 @@ job "work-queue" {
     content {
       count = var.brokers
 
-      # Of three, one at a time, and each on a node of its own: two make up the queue.
+      # Of three, one at a time, and each on a node of its own: two make up the queue. The next one waits until the check says that
+      # this one has its copy.
       dynamic "update" {
         for_each = local.cluster ? [1] : []
 
         content {
-          max_parallel     = 1
-          min_healthy_time = "15s"
-          healthy_deadline = "5m"
+          max_parallel      = 1
+          min_healthy_time  = "15s"
+          healthy_deadline  = "20m"
+          progress_deadline = "30m"
         }
       }
 
@@ -948,6 +950,10 @@ job "work-queue" {
 
         port "broker" {
           to = local.bridge ? 4222 : 0
+        }
+
+        port "health" {
+          to = local.bridge ? 8222 : 0
         }
 
         dynamic "port" {
@@ -985,7 +991,9 @@ job "work-queue" {
         port = "broker"
 
         check {
-          type     = "tcp"
+          type     = "http"
+          port     = "health"
+          path     = "/health"
           interval = "3s"
           timeout  = "2s"
         }
@@ -1050,6 +1058,7 @@ job "work-queue" {
         env = merge({
           # In host mode every address of the machine is shared: listen on the one that Nomad publishes.
           RETINUE_BROKER_LISTEN        = local.bridge ? "0.0.0.0:4222" : "${NOMAD_ADDR_broker}"
+          RETINUE_BROKER_HEALTH        = local.bridge ? "0.0.0.0:8222" : "${NOMAD_ADDR_health}"
           RETINUE_BROKER_DATA          = var.broker_volume == "" ? "${NOMAD_ALLOC_DIR}/data/${local.cluster ? "brokers" : "broker"}" : "/queue/${var.job_name}${local.cluster ? "/${NOMAD_ALLOC_INDEX}" : ""}"
           RETINUE_BROKER_PASSWORD_FILE = "${NOMAD_SECRETS_DIR}/broker-password"
           RETINUE_BROKER_DURABILITY    = var.broker_durability

@@ -3,6 +3,7 @@ package workqueue_test
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,6 +69,59 @@ func TestThreeBrokersOneDies(t *testing.T) {
 	}
 	if _, err := c.Nomad.Nodes().UpdateDrainOpts(old.NodeID, &nomadapi.DrainOptions{MarkEligible: true}, nil); err != nil {
 		t.Fatal(err)
+	}
+	harness.Eventually(t, 30*time.Second, "all three have all, and nothing is left", func(context.Context) error {
+		if n := q.stream().State.Msgs; n != 0 {
+			return fmt.Errorf("%d messages are left", n)
+		}
+		return q.whole()
+	})
+}
+
+// Three brokers are replaced one after the other, by an update of the job, while items come in: all are done, once.
+func TestThreeBrokersAreReplaced(t *testing.T) {
+	harness.Need(t, drivers["docker"].needs...)
+	c := cluster.Get(t)
+	const name, few, most = "replaced-docker", 5, 400
+	c.Command(t, harness.RetinueBinary(t), "acl", "apply", "broker", "--job", name)
+	vars := mergeVars(drivers["docker"].vars(c), map[string]string{"brokers": "3", "count": "2", "drain_seconds": "5"})
+	q := run(t, "work-queue", name, 5, vars)
+	q.put("worker", 0, few)
+	records := q.until(q.ID, few)
+	old := map[string]bool{}
+	for _, a := range q.in("broker") {
+		old[a.ID] = true
+	}
+
+	vars["broker_resources"] = "{cpu=201,memory=256}"
+	args := []string{"job", "run", "-detach", "-var", "job_name=" + name}
+	for key, value := range vars {
+		args = append(args, "-var", key+"="+value)
+	}
+	c.Command(t, harness.NomadBinary(t), append(args, filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl"))...)
+	began, count, last, longest := time.Now(), few, time.Now(), time.Duration(0)
+	for status := ""; status != "successful" && count < most; count += few {
+		q.put("worker", count, few) // again and again until they are confirmed
+		deployment, _, err := c.Nomad.Jobs().LatestDeployment(name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status = deployment.Status; status == "failed" || status == "cancelled" {
+			t.Fatalf("the update is %s: %s", status, deployment.StatusDescription)
+		}
+		if n := len(q.records(q.ID)); n > len(records) {
+			records, last = q.records(q.ID), time.Now()
+		}
+		longest = max(longest, time.Since(last))
+		time.Sleep(time.Second)
+	}
+	records = q.until(q.ID, count)
+	t.Logf("three brokers were replaced in %v, with %d items put and done meanwhile; none ended for %v at most", time.Since(began).Round(time.Second), count-few, longest.Round(time.Second))
+	q.check(records, count)
+	for _, a := range q.in("broker") {
+		if old[a.ID] {
+			t.Errorf("%s was not replaced in the time of %d items", a.Name, count)
+		}
 	}
 	harness.Eventually(t, 30*time.Second, "all three have all, and nothing is left", func(context.Context) error {
 		if n := q.stream().State.Msgs; n != 0 {

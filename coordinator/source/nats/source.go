@@ -203,9 +203,10 @@ func (s *Source) answer(ctx context.Context, verb string, verdict []byte, ms []*
 	return failed.Err()
 }
 
-// request waits for the broker's answer, for as long as the lease could still be good at most.
+// request waits for the broker's answer, for as long as the lease could still be good at most. What a broker of several was told
+// when it was killed is not answered, and can be told again.
 func (s *Source) request(ctx context.Context, subject string, data []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, min(max(s.cfg.Lease, time.Second), 10*time.Second))
+	ctx, cancel := context.WithTimeout(ctx, min(max(s.cfg.Lease, time.Second), patience))
 	defer cancel()
 	_, err := s.nc.RequestWithContext(ctx, subject, data)
 	return err
@@ -297,8 +298,9 @@ func (s *Source) Depth(ctx context.Context) (source.Depth, error) {
 }
 
 // count adds a class to d. What is in flight is what the stream has and does not wait, and what the consumer has delivered and
-// has no answer to: the less of both, as either can be too high for ever after a server 2.9 was killed. It forgets which
-// messages it removed in the last two seconds, but not the consumer's state of a tenth of a second ago, and compares them never.
+// has no answer to: the less of both, and nothing if the stream has nothing that the consumer has no answer to. Each alone can be
+// too high for ever after a server 2.9 was killed. It forgets which messages it removed in the last two seconds, but not the
+// consumer's state of a tenth of a second ago; and the consumer waits for answers to messages that are not there.
 func (s *Source) count(ctx context.Context, st jetstream.Stream, class int, stored int64, d *source.Depth) error {
 	c, err := st.Consumer(ctx, durable(class)) // it comes with its state
 	if err != nil {
@@ -307,7 +309,14 @@ func (s *Source) count(ctx context.Context, st jetstream.Stream, class int, stor
 	info := c.CachedInfo()
 	ready := min(int64(info.NumPending), stored)
 	d.Ready += ready
-	d.InFlight += min(stored-ready, int64(info.NumAckPending))
+	if flying := min(stored-ready, int64(info.NumAckPending)); flying > 0 {
+		_, err := st.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(s.subject(class)))
+		if err == nil {
+			d.InFlight += flying
+		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return err
+		}
+	}
 	if ready == 0 {
 		return nil
 	}
