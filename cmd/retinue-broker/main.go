@@ -24,7 +24,7 @@ func main() { os.Exit(cli.Main(newCmd(), os.Args[1:], os.Stdout, os.Stderr)) }
 // flags are the command line.
 type flags struct {
 	data, listen, durability, user, passwordFile, name, cluster, routesFile, advertise, health, logLevel string
-	routes                                                                                       []string
+	routes                                                                                               []string
 }
 
 func newCmd() *cobra.Command {
