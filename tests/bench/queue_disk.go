@@ -23,7 +23,7 @@ func (q *queueRig) openDisk(ctx context.Context) (how string, closeDisk func(), 
 		}
 		return nil
 	}
-	if err := os.Mkdir(at, 0o755); err != nil {
+	if err := os.MkdirAll(at, 0o755); err != nil {
 		return "", nil, err
 	}
 	f, err := os.Create(image)

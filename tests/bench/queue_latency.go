@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,30 +21,55 @@ import (
 // latency publishes at half of the rate that the slowest has, one item after the other, and tells how old each was when the worker got it, or, with
 // a command for each item, when its output was under its last name.
 func (q *queueRig) latency(ctx context.Context, report *Report) error {
-	err := q.each(func(kind string) error {
-		return q.latencies(ctx, report, latencyTable{
-			title: "Latency at half load: " + kind, table: kind + ", http", ends: "From before the publication to the worker, one POST for each", slowest: min(q.rates[kind+", http"][loopName], q.rates[kind+", http"][queueName]), guess: 1000, lasts: q.amounts.latency,
-			most: []added{{}, {"", 300 * time.Microsecond, 3 * time.Millisecond}}}, kind,
-			[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
-	})
-	if err != nil {
-		return err
-	}
+	worker := "From before the publication to the worker, "
 	_, closeDisk, err := q.openDisk(ctx)
 	if err == nil {
 		defer closeDisk()
 	}
-	return q.each(func(kind string) error {
-		return q.latencies(ctx, report, latencyTable{
-			title: "Latency of a command for each item, at half load: " + kind, table: kind + ", file", ends: "From before the publication to the output under its last name", slowest: slowest(report, kind+", file"), guess: 100, lasts: 2 * q.amounts.latency,
-			most: []added{{}, {", no fsync", time.Millisecond, 8 * time.Millisecond}, {", fsync", 3 * time.Millisecond, 20 * time.Millisecond}, {}}}, kind,
-			[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.exec(kind, true)), arriving(q.watch(kind))})
-	})
+	for _, part := range []func(kind string) error{
+		func(kind string) error {
+			return q.latencies(ctx, report, latencyTable{
+				title: "Latency at half load: " + kind, table: kind + ", http", ends: worker + "one POST for each", size: kibi, slowest: min(q.rates[kind+", http"][loopName], q.rates[kind+", http"][queueName]), guess: 1000, lasts: q.amounts.latency,
+				most: []added{{}, {"", 300 * time.Microsecond, 3 * time.Millisecond}}}, kind,
+				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
+		},
+		func(kind string) error {
+			return q.latencies(ctx, report, latencyTable{
+				title: "Latency in batches of up to 100: " + kind, table: kind + ", batch", ends: worker + "with whatever else waits, at no more than 3,000 items/s, which one publisher can do", size: kibi, slowest: min(6000, slowest(report, kind+", batch")), guess: 6000, lasts: q.amounts.latency,
+				most: make([]added, 2)}, kind,
+				[]*queuer{q.loop(kind, "batch"), q.httpWorker(q.coordinator(kind, queueName, "http, batch 100", configBatch))})
+		},
+		func(kind string) error {
+			return q.latencies(ctx, report, latencyTable{
+				title: "Latency of a command for each item, at half load: " + kind, table: kind + ", file", ends: output, size: kibi, slowest: slowest(report, kind+", file"), guess: 100, lasts: 2 * q.amounts.latency,
+				most: []added{{}, {", no fsync", time.Millisecond, 8 * time.Millisecond}, {", fsync", 3 * time.Millisecond, 20 * time.Millisecond}, {}}}, kind,
+				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.exec(kind, true)), arriving(q.watch(kind))})
+		},
+		func(kind string) error {
+			return q.latencies(ctx, report, latencyTable{
+				title: "Latency of items of 1 MiB, at half load: " + kind, table: kind + ", 1 MiB", ends: worker + "one POST for each", size: mebi, slowest: slowest(report, kind+", 1 MiB"), guess: 50, lasts: 2 * q.amounts.latency, most: make([]added, 2)}, kind,
+				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
+		},
+		func(kind string) error {
+			return q.latencies(ctx, report, latencyTable{
+				title: "Latency of items of 1 MiB, a command for each, at half load: " + kind, table: kind + ", file, 1 MiB", ends: output, size: mebi, slowest: slowest(report, kind+", file, 1 MiB"), guess: 30, lasts: 2 * q.amounts.latency, most: make([]added, 3)}, kind,
+				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.watch(kind))})
+		},
+	} {
+		if err := q.each(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// output is what the latency of a command ends with.
+const output = "From before the publication to the output under its last name"
 
 // latencyTable is what a table of latencies says, and what is promised of each contender beside the first.
 type latencyTable struct {
 	title, table, ends string
+	size               int     // bytes of an item
 	slowest, guess     float64 // items/s, as measured before, and where nothing was
 	lasts              time.Duration
 	most               []added
@@ -74,9 +100,10 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 	if rate == 0 {
 		rate = l.guess / 2
 	}
-	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of 1 KiB, %s items/s for %v.", l.ends, count(rate), l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s for %v.", l.ends, l.size/kibi, count(rate), l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
 	var base Summary
 	for i, c := range all {
+		c.size = l.size
 		q.say("%s, latency: %s", l.table, strings.TrimSpace(c.name+" "+c.config))
 		took, err := q.paced(ctx, kind, c, rate, l.lasts)
 		if err != nil {
@@ -193,10 +220,10 @@ func (q *queueRig) publisher(ctx context.Context, kind string, c *queuer) (func(
 			return nil, nil, err
 		}
 		return func(ctx context.Context, n int) error {
-			return src.Publish(ctx, source.Out{ID: fmt.Sprint(n), Body: payload(kibi, true)})
+			return src.Publish(ctx, source.Out{ID: fmt.Sprint(n), Body: payload(c.size, true)})
 		}, func() { src.Close(context.WithoutCancel(ctx)) }, nil
 	}
-	return q.handPublisher(ctx, kind, c.queue)
+	return q.handPublisher(ctx, kind, c.queue, c.size)
 }
 
 // arriving makes a contender's outputs tell when they came.
@@ -270,10 +297,13 @@ func (a *arrivals) add(now time.Time, name string) {
 	switch {
 	case err != nil:
 		a.err = err
-	case len(body) < 8:
-		a.err = fmt.Errorf("%s has %d bytes", name, len(body))
 	default:
-		a.took = append(a.took, now.Sub(time.Unix(0, int64(binary.LittleEndian.Uint64(body)))))
+		at, err := strconv.ParseInt(string(body[:min(19, len(body))]), 10, 64)
+		if err != nil {
+			a.err = fmt.Errorf("%s does not begin with a time: %w", name, err)
+			return
+		}
+		a.took = append(a.took, now.Sub(time.Unix(0, at)))
 	}
 }
 

@@ -139,9 +139,19 @@ func (q *queueRig) watch(kind string) *queuer {
 }
 
 func (q *queueRig) large(ctx context.Context, report *Report) error {
+	how, closeDisk, err := q.openDisk(ctx)
+	if err != nil {
+		how = fmt.Sprintf("The files are where temporary files are (%v).", err)
+	} else {
+		defer closeDisk()
+	}
 	return q.each(func(kind string) error {
 		all := []*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))}
-		return q.rounds(ctx, "Items of 1 MiB: "+kind, "A POST over a Unix socket for each.", kind+", 1 MiB", all, q.amounts.large, mebi, report)
+		if err := q.rounds(ctx, "Items of 1 MiB: "+kind, "A POST over a Unix socket for each.", kind+", 1 MiB", all, q.amounts.large, mebi, report); err != nil {
+			return err
+		}
+		all = []*queuer{q.loop(kind, "exec"), files(q.exec(kind, false)), files(q.watch(kind))}
+		return q.rounds(ctx, "Items of 1 MiB, a command for each: "+kind, "A folder with the input, `/bin/cat`, and its output under its last name. "+how, kind+", file, 1 MiB", all, q.amounts.large, mebi, report)
 	})
 }
 

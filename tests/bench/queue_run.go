@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +34,7 @@ const (
 type queuer struct {
 	name, config string
 	most         int // items in a round; 0: as the others
+	size         int // bytes of an item whose latency is measured
 	publish      func(ctx context.Context, n, size int) error
 	start        func() (*process, error)
 	helper       func() (*process, error) // the worker that it calls; nil for none
@@ -204,7 +204,7 @@ func redisClient(b *brokers.Broker) (*redis.Client, error) {
 func payload(size int, stamped bool) []byte {
 	body := []byte(strings.Repeat("x", size))
 	if stamped {
-		binary.LittleEndian.PutUint64(body, uint64(time.Now().UnixNano()))
+		strconv.AppendInt(body[:0], time.Now().UnixNano(), 10)
 	}
 	return body
 }
@@ -253,14 +253,14 @@ func (q *queueRig) handPublish(ctx context.Context, kind, queue string, bodies [
 }
 
 // handPublisher publishes one item at a time to a loop.
-func (q *queueRig) handPublisher(ctx context.Context, kind, queue string) (func(context.Context, int) error, func(), error) {
+func (q *queueRig) handPublisher(ctx context.Context, kind, queue string, size int) (func(context.Context, int) error, func(), error) {
 	if kind == "redis" {
 		client, err := redisClient(q.brokers[kind])
 		if err != nil {
 			return nil, nil, err
 		}
 		return func(ctx context.Context, _ int) error {
-			return client.XAdd(ctx, &redis.XAddArgs{Stream: queue, Values: []any{"body", payload(kibi, true)}}).Err()
+			return client.XAdd(ctx, &redis.XAddArgs{Stream: queue, Values: []any{"body", payload(size, true)}}).Err()
 		}, func() { client.Close() }, nil
 	}
 	if err := q.handPublish(ctx, kind, queue, nil); err != nil { // it declares the queue
@@ -275,7 +275,7 @@ func (q *queueRig) handPublisher(ctx context.Context, kind, queue string) (func(
 		err = ch.Confirm(false)
 	}
 	return func(ctx context.Context, _ int) error {
-		confirm, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", queue, false, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Body: payload(kibi, true)})
+		confirm, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", queue, false, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Body: payload(size, true)})
 		if err != nil {
 			return err
 		}

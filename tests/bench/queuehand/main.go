@@ -11,11 +11,11 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -88,10 +88,15 @@ func (o *options) done(n int) {
 	_, _ = o.counter.Write(make([]byte, n)) // the benchmark would wait in vain, and say so
 }
 
-// stamp is when an item was published, as its body begins; 0 where it does not say.
+// stamp is when an item was published, in nanoseconds, as its body begins; 0 where it does not say.
 func stamp(body []byte) int64 {
-	if len(body) < 8 {
+	const digits = 19
+	if len(body) < digits {
 		return 0
 	}
-	return int64(binary.LittleEndian.Uint64(body))
+	at, err := strconv.ParseInt(string(body[:digits]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return at
 }

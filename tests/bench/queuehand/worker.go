@@ -37,8 +37,15 @@ func serve(o options) error {
 	})
 	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
 		arrived := time.Now().UnixNano()
+		seen := func(body []byte) {
+			if at := stamp(body); at > 0 {
+				mu.Lock()
+				took = append(took, arrived-at)
+				mu.Unlock()
+			}
+		}
 		if r.Header.Get("Content-Type") == "application/x-ndjson" {
-			count.Add(answerBatch(w, r.Body))
+			count.Add(answerBatch(w, r.Body, seen))
 			return
 		}
 		body, err := io.ReadAll(r.Body)
@@ -49,20 +56,16 @@ func serve(o options) error {
 			held.Add(1)
 			time.Sleep(o.hold)
 		}
-		if at := stamp(body); at > 1e18 { // a time, and no text
-			mu.Lock()
-			took = append(took, arrived-at)
-			mu.Unlock()
-		}
+		seen(body)
 		count.Add(1)
 		io.WriteString(w, "ok")
 	})
 	return http.Serve(l, mux)
 }
 
-func answerBatch(w http.ResponseWriter, body io.Reader) int64 {
+func answerBatch(w http.ResponseWriter, body io.Reader, seen func([]byte)) int64 {
 	var out strings.Builder
-	n, err := verdicts(body, &out)
+	n, err := verdicts(body, &out, seen)
 	if err != nil {
 		w.WriteHeader(http.StatusBadRequest)
 		return 0
@@ -72,17 +75,19 @@ func answerBatch(w http.ResponseWriter, body io.Reader) int64 {
 	return n
 }
 
-// verdicts says of every item of a batch that it is done.
-func verdicts(body io.Reader, out io.Writer) (n int64, err error) {
+// verdicts says of every item of a batch that it is done, and tells seen its payload.
+func verdicts(body io.Reader, out io.Writer, seen func([]byte)) (n int64, err error) {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(make([]byte, 64<<10), 16<<20)
 	for ; lines.Scan(); n++ {
 		var in struct {
-			ID string `json:"id"`
+			ID   string `json:"id"`
+			Body string `json:"body"`
 		}
 		if err := json.Unmarshal(lines.Bytes(), &in); err != nil {
 			return n, err
 		}
+		seen([]byte(in.Body))
 		if _, err := fmt.Fprintf(out, "{\"id\":%q,\"verdict\":\"ack\",\"output\":\"ok\"}\n", in.ID); err != nil {
 			return n, err
 		}
@@ -93,7 +98,7 @@ func verdicts(body io.Reader, out io.Writer) (n int64, err error) {
 // lines is the worker of mode lines, started for a batch.
 func lines(in io.Reader, out io.Writer) error {
 	buffered := bufio.NewWriter(out)
-	n, err := verdicts(in, buffered)
+	n, err := verdicts(in, buffered, func([]byte) {})
 	if err := errors.Join(err, buffered.Flush()); err != nil {
 		return err
 	}
