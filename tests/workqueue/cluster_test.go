@@ -82,7 +82,7 @@ func TestThreeBrokersOneDies(t *testing.T) {
 func TestThreeBrokersAreReplaced(t *testing.T) {
 	harness.Need(t, drivers["docker"].needs...)
 	c := cluster.Get(t)
-	const name, few, most = "replaced-docker", 5, 400
+	const name, few = "replaced-docker", 5
 	c.Command(t, harness.RetinueBinary(t), "acl", "apply", "broker", "--job", name)
 	vars := mergeVars(drivers["docker"].vars(c), map[string]string{"brokers": "3", "count": "2", "drain_seconds": "5"})
 	q := run(t, "work-queue", name, 5, vars)
@@ -100,7 +100,7 @@ func TestThreeBrokersAreReplaced(t *testing.T) {
 	}
 	c.Command(t, harness.NomadBinary(t), append(args, filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl"))...)
 	began, count, last, longest := time.Now(), few, time.Now(), time.Duration(0)
-	for status := ""; status != "successful" && count < most; count += few {
+	for status := ""; status != "successful" && time.Since(began) < 5*time.Minute; count += few {
 		q.put("worker", count, few) // again and again until they are confirmed
 		deployment, _, err := c.Nomad.Jobs().LatestDeployment(name, nil)
 		if err != nil {
@@ -120,7 +120,7 @@ func TestThreeBrokersAreReplaced(t *testing.T) {
 	q.check(records, count)
 	for _, a := range q.in("broker") {
 		if old[a.ID] {
-			t.Errorf("%s was not replaced in the time of %d items", a.Name, count)
+			t.Errorf("%s was not replaced in %v", a.Name, time.Since(began).Round(time.Second))
 		}
 	}
 	harness.Eventually(t, 30*time.Second, "all three have all, and nothing is left", func(context.Context) error {
