@@ -8,7 +8,7 @@
 //
 // It promises that the contenders take turns, so that the machine's noise hits
 // them alike; that every process it starts is gone when it ends, also when it
-// is killed; and that its time is bounded: -quick below three minutes a section,
+// is killed; and that its time is bounded: -quick below five minutes a section,
 // the full run below twelve for leader election, thirteen for scatter/gather
 // and ten for each of the others.
 package main
@@ -47,7 +47,7 @@ func main() {
 		exit(runLock(os.Args[2:]))
 	}
 	var o options
-	flag.BoolVar(&o.quick, "quick", false, "fewer repetitions, below three minutes a section")
+	flag.BoolVar(&o.quick, "quick", false, "fewer repetitions, below five minutes a section")
 	flag.IntVar(&o.n, "n", 0, "rounds of the actions that take milliseconds in leader-election (default 200, with -quick 6)")
 	flag.StringVar(&o.out, "out", "", "document whose sections are replaced (default BENCHMARKS.md of the repository, with -only none)")
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON: a list with an object for each section")
