@@ -56,6 +56,15 @@ func TestServiceMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Close()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) { // it says why, not that a buffer is full
+		_, err := s.Receive(t.Context(), 1)
+		if err != nil && strings.Contains(err.Error(), "connection refused") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("without a broker: %v", err)
+		}
+	}
 	b = start("two")
 	defer b.Close()
 	var ms []*source.Message
