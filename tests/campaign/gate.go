@@ -32,6 +32,8 @@ type passage struct {
 	lose bool  // its answer; the request is carried out
 	hold *held // the request, until it is let go
 	drop bool  // the request
+
+	wait <-chan struct{} // the request, until this is closed
 }
 
 // held is a request on its way.
@@ -101,6 +103,12 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.Copy(w, resp.Body)
 		return
 	default:
+		if p.wait != nil {
+			select {
+			case <-p.wait:
+			case <-r.Context().Done():
+			}
+		}
 		g.pass.ServeHTTP(w, r)
 		return
 	}

@@ -128,6 +128,13 @@ func (h *hub) delay(lease time.Duration) time.Duration {
 	return time.Duration(h.rng.Float64() * 2.5 * float64(lease))
 }
 
+// hears says whether an application of the slot is there.
+func (h *hub) hears(s *slot) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.live[s] != nil
+}
+
 // ask makes an application resign.
 func (h *hub) ask(s *slot, election, to string) bool {
 	h.mu.Lock()

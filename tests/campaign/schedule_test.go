@@ -351,8 +351,16 @@ func unwritten(ctx context.Context, s *stage) error {
 	}
 	slot.elector.kill()
 	s.open()
+	asked := make(chan struct{}) // a lock that nobody here wants when it is first seen would be set free
+	slot.gate.rule(func(string, string) passage { return passage{wait: asked} })
 	slot.elector.start()
 	slot.app.start()
+	for deadline := time.Now().Add(time.Second); !s.world.hub.hears(slot) && time.Now().Before(deadline); {
+		pause(ctx, time.Millisecond)
+	}
+	pause(ctx, 100*time.Millisecond) // it asks twice in that time
+	close(asked)
+	slot.gate.rule(nil)
 	_, err = s.leads(ctx, 10*time.Second, 0, nil)
 	if err == nil && s.g.Canary && !s.repeated(second) {
 		err = fmt.Errorf("%s: the next process asked for a lock of its own", s.g.name)
