@@ -38,6 +38,8 @@ type Options struct {
 	Prefetch int
 	// Classes is the number of priority classes, 1 to MaxClasses. Default 1. All producers and consumers of a queue use the same.
 	Classes int
+	// Order says that this queue has one consumer at a time, and that its messages are to be taken in the order of publication: see Caps.Order.
+	Order bool
 }
 
 // Complete checks the options and fills in what was left out.

@@ -108,6 +108,8 @@ type Caps struct {
 	// KeyOrder: messages of one key are received in the order of publication on their first delivery, and all that are in
 	// flight are at one consumer. What happens after a Release is up to the coordinator: it keeps a message instead.
 	KeyOrder bool
+	// Order: with Options.Order.
+	Order bool
 	// Deliveries: Message.Deliveries counts every delivery, over deaths of consumers too. Otherwise it only tells 1 (first, as
 	// far as known) from more.
 	Deliveries bool

@@ -1,0 +1,375 @@
+package partitioned
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"retinue/coordinator/source"
+	"retinue/internal/clock"
+)
+
+// part is one queue that we receive from: a partition under one hold, from its opening until something is lost, or the queue of what has no key.
+// Fields without another word belong to the lock of the Source.
+type part struct {
+	s     *Source
+	n     int // -1: the queue of what has no key
+	epoch uint64
+
+	ctx   context.Context // of everything that it does
+	stop  context.CancelFunc
+	src   source.Source // nil until it is open; set by its goroutine before anything is handed out
+	read  context.CancelFunc
+	ended chan struct{} // its goroutine has ended
+
+	seq     uint64
+	buffer  []*entry // what may be handed out, in order
+	inHand  map[*source.Message]*entry
+	settled bool // the leases of whoever had it before are over
+	leaving bool
+	broken  bool // nothing of it counts any more
+	closing bool
+}
+
+// entry is a message of a partition.
+type entry struct {
+	part  *part
+	m     *source.Message // as the broker's source knows it
+	outer *source.Message // as it was handed out last
+	seq   uint64          // its place
+	until clock.Instant
+	again int // how often it was taken back
+}
+
+func (s *Source) newPart(n int, epoch uint64) *part {
+	ctx, stop := context.WithCancel(context.Background())
+	return &part{s: s, n: n, epoch: epoch, ctx: ctx, stop: stop, ended: make(chan struct{}), inHand: map[*source.Message]*entry{}}
+}
+
+// heldLocked says whether the partition is ours now.
+func (p *part) heldLocked() bool {
+	c, ok := p.s.cfg.Owner.Held(p.n)
+	return ok && c.Epoch == p.epoch
+}
+
+// goodLocked says whether something of it may be handed out.
+func (p *part) goodLocked() bool { return !p.broken && !p.leaving && p.heldLocked() }
+
+func (p *part) handOutLocked() *source.Message {
+	if len(p.buffer) == 0 {
+		return nil
+	}
+	e := p.buffer[0]
+	p.buffer = p.buffer[1:]
+	if p.n < 0 {
+		return e.m
+	}
+	m := *e.m
+	m.Token, m.Deliveries = e, e.m.Deliveries+e.again
+	e.outer = &m
+	p.inHand[e.m] = e
+	return &m
+}
+
+// takeBackLocked empties the buffer of the queue of what has no key.
+func (p *part) takeBackLocked() []*source.Message {
+	var ms []*source.Message
+	for _, e := range p.buffer {
+		ms = append(ms, e.m)
+	}
+	p.buffer = nil
+	return ms
+}
+
+// takeBack puts messages back to where they were in the buffer.
+func (p *part) takeBack(ms []*source.Message) {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	for _, m := range ms {
+		e := p.inHand[m]
+		if e == nil {
+			continue
+		}
+		delete(p.inHand, m)
+		e.outer, e.again = nil, e.again+1
+		if p.leaving {
+			continue // Close gives it back
+		}
+		at, _ := slices.BinarySearchFunc(p.buffer, e, func(a, b *entry) int { return int(int64(a.seq) - int64(b.seq)) })
+		p.buffer = slices.Insert(p.buffer, at, e)
+	}
+	signal(p.s.arrived)
+	signal(p.s.poke)
+}
+
+// over forgets a message that has ended.
+func (p *part) over(m *source.Message) {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	delete(p.inHand, m)
+	if p.leaving {
+		signal(p.s.poke)
+	}
+}
+
+// extended notes leases that go on.
+func (p *part) extended(ms []*source.Message, err error, sent clock.Instant) {
+	if p.n < 0 {
+		return
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	until := sent.Add(p.s.cfg.Options.Lease)
+	for _, m := range ms {
+		if e := p.inHand[m]; e != nil && source.ErrorOf(err, m) == nil {
+			e.until = until
+		}
+	}
+}
+
+// kept notes what became of the leases of what waits to be handed out.
+func (p *part) kept(ms []*source.Message, err error, until clock.Instant) {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	which := map[*source.Message]bool{}
+	for _, m := range ms {
+		which[m] = true
+	}
+	p.buffer = slices.DeleteFunc(p.buffer, func(e *entry) bool {
+		switch err := source.ErrorOf(err, e.m); {
+		case !which[e.m]:
+		case err == nil:
+			e.until = until
+		case errors.Is(err, source.ErrLost):
+			return true
+		}
+		return false
+	})
+	if p.n >= 0 && errors.Is(err, source.ErrLost) {
+		p.breakUpLocked("a lease was lost")
+	}
+}
+
+// breakUp gives up everything that we have of a partition, to begin anew: what the broker gave out is not ours any more, so it comes again, and
+// nothing behind it may go before.
+func (p *part) breakUp(why string) {
+	if p.n < 0 {
+		return
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.breakUpLocked(why)
+}
+
+func (p *part) breakUpLocked(why string) {
+	if p.broken {
+		return
+	}
+	p.s.cfg.Log.Info("partition: begins anew", "partition", p.n, "reason", why)
+	p.broken, p.buffer = true, nil
+	p.stop()
+	signal(p.s.poke)
+}
+
+// run opens a partition and receives from it, wait from now.
+func (p *part) run(wait time.Duration) {
+	defer close(p.ended)
+	defer signal(p.s.poke)
+	if !p.sleep(wait) {
+		return
+	}
+	p.s.mu.Lock()
+	p.settled = true
+	p.s.mu.Unlock()
+	signal(p.s.poke)
+	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		src, err := p.s.cfg.Open(p.s.options(p.n))
+		if err == nil {
+			p.s.mu.Lock()
+			p.src = src
+			p.s.mu.Unlock()
+			break
+		}
+		if !errors.Is(err, source.ErrUnavailable) {
+			p.s.fail(err)
+		}
+		p.s.cfg.Log.Warn("partition: waiting for the broker", "partition", p.n, "error", err)
+		if !p.sleep(pause) {
+			return
+		}
+	}
+	if err := p.gather(); err != nil {
+		if p.ctx.Err() == nil {
+			p.s.cfg.Log.Debug("partition: what was left could not be taken", "partition", p.n, "error", err)
+			p.sleep(200 * time.Millisecond)
+			p.breakUp("the broker is not there")
+		}
+		return
+	}
+	p.flow()
+}
+
+func (p *part) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return p.ctx.Err() == nil
+	case <-p.ctx.Done():
+		return false
+	}
+}
+
+// gather takes what an earlier holder left, which the broker gives out before anything else but in no order, and sorts it.
+func (p *part) gather() error {
+	limit := 2*p.s.cfg.Options.Prefetch + 16 // an earlier holder had no more
+	var ms []*source.Message
+	end := time.Now().Add(max(p.s.cfg.Options.Lease/2, p.s.quiet)) // the first of them must not be lost meanwhile
+	for len(ms) < limit {
+		ctx, cancel := context.WithTimeout(p.ctx, min(p.s.quiet, time.Until(end)))
+		more, err := p.src.Receive(ctx, limit-len(ms))
+		silent := ctx.Err() != nil
+		cancel()
+		ms = append(ms, more...)
+		if p.ctx.Err() != nil {
+			return p.ctx.Err()
+		}
+		if silent {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	slices.SortStableFunc(ms, func(a, b *source.Message) int { return a.Published.Compare(b.Published) })
+	p.add(ms)
+	return nil
+}
+
+// add puts messages behind those that are there.
+func (p *part) add(ms []*source.Message) {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.broken {
+		return
+	}
+	if p.n >= 0 && p.knownLocked(ms) {
+		p.breakUpLocked("the broker gave out again what we have")
+		return
+	}
+	until := p.s.cfg.Clock.Now().Add(p.s.cfg.Options.Lease)
+	for _, m := range ms {
+		p.seq++
+		p.buffer = append(p.buffer, &entry{part: p, m: m, seq: p.seq, until: until})
+	}
+	signal(p.s.arrived)
+}
+
+// knownLocked says whether one of the messages is here already: its lease was lost, and nobody has told us.
+func (p *part) knownLocked(ms []*source.Message) bool {
+	if !slices.ContainsFunc(ms, func(m *source.Message) bool { return m.Deliveries != 1 }) {
+		return false
+	}
+	ids := map[string]bool{}
+	for _, e := range p.buffer {
+		ids[e.m.ID] = true
+	}
+	for _, e := range p.inHand {
+		ids[e.m.ID] = true
+	}
+	return slices.ContainsFunc(ms, func(m *source.Message) bool { return ids[m.ID] })
+}
+
+// flow receives as much as is wanted.
+func (p *part) flow() {
+	for failures := 0; p.ctx.Err() == nil; {
+		n := p.wanted()
+		if n == 0 {
+			return
+		}
+		ctx, cancel := context.WithCancel(p.ctx)
+		p.s.mu.Lock()
+		p.read = cancel
+		p.s.mu.Unlock()
+		ms, err := p.src.Receive(ctx, n)
+		ended := ctx.Err() != nil
+		cancel()
+		if p.n < 0 && p.s.cfg.Owner != nil {
+			ms = p.sortIn(ms)
+		}
+		if len(ms) > 0 {
+			p.add(ms)
+		}
+		switch {
+		case err == nil:
+			failures = 0
+		case ended, errors.Is(err, source.ErrClosed):
+		default:
+			failures++
+			if p.n < 0 || !errors.Is(err, source.ErrUnavailable) { // the queue of what has no key is at the same broker, and tells of it
+				p.s.fail(err)
+			}
+			p.sleep(min(time.Duration(failures)*200*time.Millisecond, 5*time.Second))
+		}
+	}
+}
+
+// wanted waits until something is wanted, and returns how much of it from here; 0 at the end.
+func (p *part) wanted() int {
+	for {
+		p.s.mu.Lock()
+		want, grown, queues := p.s.want, p.s.wanted, 1+len(p.s.parts)
+		full := len(p.buffer) > 0
+		p.s.mu.Unlock()
+		if want > 0 && !full {
+			return max(1, want/queues)
+		}
+		select {
+		case <-grown:
+		case <-p.ctx.Done():
+			return 0
+		}
+	}
+}
+
+// pause ends a Receive that waits.
+func (p *part) pause() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.read != nil {
+		p.read()
+	}
+}
+
+// sortIn moves what has a key to its partition: a producer did not know of them.
+func (p *part) sortIn(ms []*source.Message) (rest []*source.Message) {
+	for _, m := range ms {
+		if m.Key == "" {
+			rest = append(rest, m)
+			continue
+		}
+		ctx, cancel := bounded(closing)
+		err := p.s.Publish(ctx, source.Out{ID: m.ID, Body: m.Body, Headers: m.Headers, Key: m.Key, Class: m.Class})
+		if err == nil {
+			err = p.src.Ack(ctx, m)
+		} else {
+			err = errors.Join(err, p.src.Release(ctx, time.Second, m))
+		}
+		cancel()
+		if err != nil {
+			p.s.cfg.Log.Warn("partition: a message was not moved to its partition; it comes again", "id", m.ID, "error", err)
+		}
+	}
+	return rest
+}
+
+// close ends the partition's queue. Nil: whatever we had of it has been given back.
+func (p *part) close(ctx context.Context) error {
+	p.stop()
+	<-p.ended
+	if p.src == nil {
+		return nil
+	}
+	return p.src.Close(ctx)
+}
