@@ -37,9 +37,6 @@ import (
 	"retinue/internal/hint"
 )
 
-// Max is the largest number of partitions: each is a queue of the broker, and a connection of each coordinator.
-const Max = 64
-
 // Owner knows which partitions are this coordinator's. *partition.Holder is one.
 type Owner interface {
 	// Held returns the hold of a partition, if it is ours now.
@@ -61,9 +58,9 @@ type Config struct {
 	Partitions int
 	// Owner is nil where nothing is received that has a key: a producer, a scaler.
 	Owner Owner
-	// Back asks for messages whose work has not begun to be given back (Release without delay): their partition goes to another coordinator. It must
-	// not wait for a call of the source.
-	Back  func([]*source.Message)
+	// Back asks for messages of a partition whose work has not begun to be given back (Release without delay): the partition goes to another
+	// coordinator. It may know some of them only when a Receive has returned. It must not wait for a call of the source.
+	Back  func(p int, ms []*source.Message)
 	Clock clock.Clock
 	Log   hclog.Logger
 }
@@ -93,8 +90,8 @@ func New(cfg Config) (*Source, error) {
 	if err := cfg.Options.Complete(); err != nil {
 		return nil, err
 	}
-	if cfg.Partitions < 1 || cfg.Partitions > Max {
-		return nil, fmt.Errorf("%w: %d partitions: 1 to %d are possible", source.ErrConfig, cfg.Partitions, Max)
+	if cfg.Partitions < 1 || cfg.Partitions > partition.MaxPartitions {
+		return nil, fmt.Errorf("%w: %d partitions: 1 to %d are possible", source.ErrConfig, cfg.Partitions, partition.MaxPartitions)
 	}
 	base, err := cfg.Open(cfg.Options)
 	if err != nil {

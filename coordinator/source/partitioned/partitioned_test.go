@@ -171,7 +171,7 @@ func (w *world) options() source.Options {
 	return source.Options{Queue: "q", Lease: w.lease, Prefetch: 8}
 }
 
-func (w *world) open(owner Owner, back func([]*source.Message), opened func(*memory.Source)) *Source {
+func (w *world) open(owner Owner, back func(int, []*source.Message), opened func(*memory.Source)) *Source {
 	w.t.Helper()
 	s, err := New(Config{Options: w.options(), Partitions: partitions, Owner: owner, Back: back, Clock: clock.Boot(), Log: hclog.NewNullLogger(),
 		Open: func(o source.Options) (source.Source, error) {
@@ -325,7 +325,7 @@ func (k *worker) extend() {
 }
 
 // back gives back what has not begun.
-func (k *worker) back(ms []*source.Message) {
+func (k *worker) back(_ int, ms []*source.Message) {
 	var back []*source.Message
 	k.mu.Lock()
 	for _, m := range ms {

@@ -98,8 +98,8 @@ func (s *Source) leaveLocked(p *part) {
 	for _, e := range p.inHand {
 		back = append(back, e.outer)
 	}
-	if len(back) > 0 && s.cfg.Back != nil {
-		s.working.Go(func() { s.cfg.Back(back) })
+	if s.cfg.Back != nil {
+		s.working.Go(func() { s.cfg.Back(p.n, back) })
 	}
 }
 
