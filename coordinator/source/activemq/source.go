@@ -16,6 +16,7 @@ type Source struct {
 	cfg     Config
 	held    *ledger.Ledger[*hold]
 	classes source.Classes
+	stamps  ledger.Stamps
 	events  chan struct{}
 
 	connecting [2]sync.Mutex // one at a time of each
@@ -411,10 +412,9 @@ func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	var answers []chan error
 	for _, out := range outs {
-		f := send(s.cfg.destination(out.Class), ledger.Headers(out, now), out.Body)
+		f := send(s.cfg.destination(out.Class), ledger.Headers(out, s.stamps.Next()), out.Body)
 		schedule(f, out.Delay)
 		answers = append(answers, cn.ask(f))
 	}
@@ -439,7 +439,7 @@ func (s *Source) Idle(ctx context.Context) error {
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "activemq", MaxBody: maxBody, DelayGrain: time.Second,
+		Broker: "activemq", MaxBody: maxBody, Order: true, DelayGrain: time.Second,
 		// A broken connection is noticed at once; one that hangs, after two heart-beats.
 		Redelivery: max(s.cfg.Lease, 2*time.Second),
 	}

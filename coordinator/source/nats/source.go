@@ -23,6 +23,7 @@ type Source struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	held    *ledger.Ledger[string] // subject to answer to
+	stamps  ledger.Stamps
 	pull    *puller
 	classes source.Classes
 	tuned   atomic.Bool // the consumers have our lease
@@ -217,7 +218,6 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	if err := s.reach(ctx); err != nil {
 		return err
 	}
-	now := time.Now()
 	limit := s.Caps().MaxBody
 	for _, out := range outs {
 		if err := s.cfg.Check(out); err != nil {
@@ -231,7 +231,7 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	const step = 256
 	for len(outs) > 0 {
 		n := min(step, len(outs))
-		if err := s.publish(ctx, outs[:n], now); err != nil {
+		if err := s.publish(ctx, outs[:n]); err != nil {
 			return fmt.Errorf("publish to %s: %w", s.cfg.Queue, err)
 		}
 		outs = outs[n:]
@@ -239,13 +239,13 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	return nil
 }
 
-func (s *Source) publish(ctx context.Context, outs []source.Out, now time.Time) error {
+func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	var futures []jetstream.PubAckFuture
 	var first error
 	for _, out := range outs {
 		msg := nats.NewMsg(s.subject(out.Class))
 		msg.Data = out.Body
-		for name, value := range ledger.Headers(out, now) {
+		for name, value := range ledger.Headers(out, s.stamps.Next()) {
 			if len(name) >= 5 && strings.EqualFold(name[:5], "nats-") || name == "Status" {
 				name = escape + name
 			}
@@ -346,7 +346,7 @@ func (s *Source) Idle(ctx context.Context) error {
 func (s *Source) Caps() source.Caps {
 	const envelope = 24 << 10 // the largest headers that Publish lets pass; the server counts them
 	return source.Caps{
-		Broker: "nats", MaxBody: max(0, int(s.nc.MaxPayload())-envelope), Dedupe: dedupeWindow, Deliveries: true,
+		Broker: "nats", MaxBody: max(0, int(s.nc.MaxPayload())-envelope), Dedupe: dedupeWindow, Order: true, Deliveries: true,
 		Redelivery: s.cfg.Lease, DelayGrain: 100 * time.Millisecond, Counts: source.Counts{InFlight: true, Oldest: true},
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -94,7 +95,11 @@ func (c *Config) declare(conn *amqp.Connection) error {
 	}
 	defer ch.Close()
 	args := amqp.Table{"x-queue-type": "quorum"}
-	if version, _ := conn.Properties["version"].(string); major(version) >= 4 {
+	if version, _ := conn.Properties["version"].(string); c.Order {
+		// Since 3.10 what is returned goes to the end of a queue that has no such limit, and to the front of one that has. After so
+		// many returns a message would be dropped.
+		args["x-delivery-limit"] = int32(math.MaxInt32)
+	} else if major(version) >= 4 {
 		// It would drop a message after 20 returns. Attempts are counted by the coordinator.
 		args["x-delivery-limit"] = int32(-1)
 	}

@@ -20,6 +20,7 @@ type Source struct {
 	cfg     Config
 	held    *ledger.Ledger[*hold]
 	classes source.Classes
+	stamps  ledger.Stamps
 	events  chan struct{}
 
 	connecting sync.Mutex // one at a time
@@ -379,7 +380,7 @@ func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	var pubs []publication
 	for _, out := range outs {
 		headers := amqp.Table{}
-		for name, value := range ledger.Headers(out, now) {
+		for name, value := range ledger.Headers(out, s.stamps.Next()) {
 			if strings.HasPrefix(name, "x-") {
 				name = escape + name
 			}
@@ -458,7 +459,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "rabbitmq", MaxBody: maxBody, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second, Acks: acks,
+		Broker: "rabbitmq", MaxBody: maxBody, Order: true, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second, Acks: acks,
 		// A broken connection is noticed at once; one that hangs, after two heartbeats.
 		Redelivery: max(s.cfg.Lease, 2*time.Second),
 	}

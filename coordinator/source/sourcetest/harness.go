@@ -58,7 +58,7 @@ func Run(t *testing.T, h Harness) {
 		old.open()
 	}
 	settled := time.Now().Add(h.Settle)
-	all, alone := slices.Concat(messageCases, leaseCases, releaseCases, flowCases, closeCases, accessCases), faultCases
+	all, alone := slices.Concat(messageCases, leaseCases, releaseCases, flowCases, orderCases, closeCases, accessCases), slices.Concat(faultCases, orderFaultCases)
 	if h.Together {
 		all, alone = append(all, alone...), nil
 	}

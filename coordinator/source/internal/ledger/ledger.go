@@ -90,6 +90,18 @@ func (l *Ledger[T]) Take(m *source.Message) (T, bool) {
 	return e.token, true
 }
 
+// Remove returns the token of a message and forgets it, also where its lease is over.
+func (l *Ledger[T]) Remove(m *source.Message) (token T, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.held[m]
+	delete(l.held, m)
+	if e == nil {
+		return token, false
+	}
+	return e.token, true
+}
+
 // Expired takes out everything whose lease is over.
 func (l *Ledger[T]) Expired() map[*source.Message]T {
 	l.mu.Lock()
