@@ -31,12 +31,13 @@ const (
 	oneEffect   = "effects happen once"
 	attempts    = "attempts are accounted for"
 	noRerun     = "nothing is executed again without a reason"
+	inOrder     = "items of a key are executed in order"
 	emptyAtEnd  = "the queue is empty at the end"
 	rightOutput = "the output is the one of an execution of the item"
 )
 
 func promises() []string {
-	return []string{noLoss, oneEffect, rightOutput, attempts, noRerun, emptyAtEnd}
+	return []string{noLoss, oneEffect, rightOutput, attempts, noRerun, inOrder, emptyAtEnd}
 }
 
 // execution is one that a worker wrote down.
@@ -122,16 +123,22 @@ func (w *world) judge() (*report, error) {
 		r.Faults[ownError]++
 		faults = append(faults, event{class: ownError, from: at.Add(-w.Lease), to: at})
 	}
+	records := map[string]*item.Record{}
 	for id, h := range w.ledger.items {
 		rec, err := record(w.Dir, id)
 		if err != nil {
 			return nil, err
 		}
+		records[id] = rec
 		r.count(h, rec, ran[id])
 		for _, f := range judgeItem(id, h, rec, ran[id], w.Lease, faults, w.ledger.late) {
 			r.Findings = append(r.Findings, f)
 			r.Broken[f.Promise]++
 		}
+	}
+	for _, f := range judgeOrder(w.ledger.items, records, ran) {
+		r.Findings = append(r.Findings, f)
+		r.Broken[f.Promise]++
 	}
 	slices.SortFunc(r.Findings, func(a, b finding) int { return strings.Compare(a.String(), b.String()) })
 	return r, nil
