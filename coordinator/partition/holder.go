@@ -2,7 +2,6 @@ package partition
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -191,7 +190,7 @@ func (r *run) complain(ev event) {
 	case len(r.m.why) == 0 && r.failed != "":
 		r.failed = ""
 		r.cfg.Log.Info("partitions: Consul answers again", "queue", r.cfg.Queue)
-	case ev.err != nil && !errors.Is(ev.err, errGone) && r.failed == "" && r.hard.Err() == nil:
+	case ev.err != nil && len(r.m.why) > 0 && r.failed == "" && r.hard.Err() == nil:
 		r.failed = ev.err.Error()
 		r.cfg.Log.Warn("partitions: a request to Consul failed; it is repeated", "queue", r.cfg.Queue, "error", ev.err, "hint", hint.Of(ev.err))
 	}
@@ -243,7 +242,7 @@ func (r *run) tell(ev event) {
 
 // The watch asks at most this often, and rests so long after failures.
 const (
-	watchEvery   = 50 * time.Millisecond
+	watchEvery   = 20 * time.Millisecond
 	watchFailing = 2 * time.Second
 )
 

@@ -97,7 +97,7 @@ func newMachine(id string, n int, ttl time.Duration) *machine {
 
 // settle is how long a vacancy that nobody gave back is left alone by others than its last holder, and how long a new member looks who else
 // is there. A coordinator that has restarted is back by then; one whose session was ended by hand has heard of it.
-func (m *machine) settle() time.Duration { return m.ttl / 20 }
+func (m *machine) settle() time.Duration { return max(m.ttl/20, 250*time.Millisecond) }
 
 // again is when a request that failed is repeated.
 func (m *machine) again() time.Duration {
