@@ -23,13 +23,15 @@ type part struct {
 	read  context.CancelFunc
 	ended chan struct{} // its goroutine has ended
 
-	seq     uint64
-	buffer  []*entry // what may be handed out, in order
-	inHand  map[*source.Message]*entry
-	settled bool // the leases of whoever had it before are over
-	leaving bool
-	broken  bool // nothing of it counts any more
-	closing bool
+	seq      uint64
+	youngest time.Time // when the youngest was published that was handed out
+	buffer   []*entry  // what may be handed out, in order
+	inHand   map[*source.Message]*entry
+	settled  bool // the leases of whoever had it before are over
+	leaving  bool
+	stale    clock.Instant // since when nothing more is handed out, because something may be missing; 0: it is not so
+	broken   bool          // nothing of it counts any more
+	closing  bool
 }
 
 // entry is a message of a partition.
@@ -54,7 +56,7 @@ func (p *part) heldLocked() bool {
 }
 
 // goodLocked says whether something of it may be handed out.
-func (p *part) goodLocked() bool { return !p.broken && !p.leaving && p.heldLocked() }
+func (p *part) goodLocked() bool { return !p.broken && !p.leaving && p.stale == 0 && p.heldLocked() }
 
 func (p *part) handOutLocked() *source.Message {
 	if len(p.buffer) == 0 {
@@ -69,6 +71,9 @@ func (p *part) handOutLocked() *source.Message {
 	m.Token, m.Deliveries = e, e.m.Deliveries+e.again
 	e.outer = &m
 	p.inHand[e.m] = e
+	if m.Published.After(p.youngest) {
+		p.youngest = m.Published
+	}
 	return &m
 }
 
@@ -93,7 +98,7 @@ func (p *part) takeBack(ms []*source.Message) {
 		}
 		delete(p.inHand, m)
 		e.outer, e.again = nil, e.again+1
-		if p.leaving {
+		if p.leaving || p.stale != 0 {
 			continue // Close gives it back
 		}
 		at, _ := slices.BinarySearchFunc(p.buffer, e, func(a, b *entry) int { return int(int64(a.seq) - int64(b.seq)) })
@@ -172,17 +177,10 @@ func (p *part) breakUpLocked(why string) {
 	signal(p.s.poke)
 }
 
-// run opens a partition and receives from it, wait from now.
+// run opens a partition, waits until what an earlier holder had must have come back to the broker, and receives.
 func (p *part) run(wait time.Duration) {
 	defer close(p.ended)
 	defer signal(p.s.poke)
-	if !p.sleep(wait) {
-		return
-	}
-	p.s.mu.Lock()
-	p.settled = true
-	p.s.mu.Unlock()
-	signal(p.s.poke)
 	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		src, err := p.s.cfg.Open(p.s.options(p.n))
 		if err == nil {
@@ -199,15 +197,33 @@ func (p *part) run(wait time.Duration) {
 			return
 		}
 	}
+	// Only from here on: a broker that was away may begin its leases anew.
+	if !p.sleep(wait) {
+		return
+	}
+	p.s.mu.Lock()
+	p.settled = true
+	p.s.mu.Unlock()
+	signal(p.s.poke)
 	if err := p.gather(); err != nil {
-		if p.ctx.Err() == nil {
-			p.s.cfg.Log.Debug("partition: what was left could not be taken", "partition", p.n, "error", err)
-			p.sleep(200 * time.Millisecond)
-			p.breakUp("the broker is not there")
-		}
+		p.disturbed(err)
 		return
 	}
 	p.flow()
+}
+
+// disturbed notes that the broker was away. What it had sent may be lost until its lease is over, and nothing behind that may go before: nothing more
+// is handed out, and when what is in hand has ended the partition begins anew.
+func (p *part) disturbed(err error) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.s.cfg.Log.Info("partition: the broker was away", "partition", p.n, "error", err)
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.stale == 0 {
+		p.stale, p.buffer = p.s.cfg.Clock.Now(), nil
+	}
 }
 
 func (p *part) sleep(d time.Duration) bool {
@@ -251,11 +267,11 @@ func (p *part) gather() error {
 func (p *part) add(ms []*source.Message) {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
-	if p.broken {
-		return
+	if p.broken || p.leaving || p.stale != 0 {
+		return // Close gives it back
 	}
-	if p.n >= 0 && p.knownLocked(ms) {
-		p.breakUpLocked("the broker gave out again what we have")
+	if p.n >= 0 && p.lateLocked(ms) {
+		p.breakUpLocked("the broker gave out again what we have, or something before it")
 		return
 	}
 	until := p.s.cfg.Clock.Now().Add(p.s.cfg.Options.Lease)
@@ -266,19 +282,31 @@ func (p *part) add(ms []*source.Message) {
 	signal(p.s.arrived)
 }
 
-// knownLocked says whether one of the messages is here already: its lease was lost, and nobody has told us.
-func (p *part) knownLocked(ms []*source.Message) bool {
-	if !slices.ContainsFunc(ms, func(m *source.Message) bool { return m.Deliveries != 1 }) {
+// lateLocked says whether one of the messages is here already, or is older than what was handed out: a lease was lost, and nobody has told us.
+func (p *part) lateLocked(ms []*source.Message) bool {
+	ids := map[string]bool{}
+	for _, m := range ms {
+		if m.Deliveries != 1 && m.Published.Before(p.youngest) {
+			return true
+		}
+		if m.Deliveries != 1 {
+			ids[m.ID] = true
+		}
+	}
+	if len(ids) == 0 {
 		return false
 	}
-	ids := map[string]bool{}
 	for _, e := range p.buffer {
-		ids[e.m.ID] = true
+		if ids[e.m.ID] {
+			return true
+		}
 	}
 	for _, e := range p.inHand {
-		ids[e.m.ID] = true
+		if ids[e.m.ID] {
+			return true
+		}
 	}
-	return slices.ContainsFunc(ms, func(m *source.Message) bool { return ids[m.ID] })
+	return false
 }
 
 // flow receives as much as is wanted.
@@ -305,11 +333,16 @@ func (p *part) flow() {
 		case err == nil:
 			failures = 0
 		case ended, errors.Is(err, source.ErrClosed):
+		case p.n >= 0:
+			if !errors.Is(err, source.ErrUnavailable) { // the queue of what has no key is at the same broker, and tells of it
+				p.s.fail(err)
+				p.sleep(time.Second)
+			}
+			p.disturbed(err)
+			return
 		default:
 			failures++
-			if p.n < 0 || !errors.Is(err, source.ErrUnavailable) { // the queue of what has no key is at the same broker, and tells of it
-				p.s.fail(err)
-			}
+			p.s.fail(err)
 			p.sleep(min(time.Duration(failures)*200*time.Millisecond, 5*time.Second))
 		}
 	}

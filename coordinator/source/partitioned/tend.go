@@ -73,6 +73,9 @@ func (s *Source) tendOne(n int) {
 			}
 		}
 	}
+	if p.stale != 0 && !p.broken && (len(p.inHand) == 0 || s.cfg.Clock.Now().Sub(p.stale) >= s.wait) {
+		p.breakUpLocked("the broker was away")
+	}
 	if (p.broken || p.leaving && len(p.inHand) == 0) && !p.closing {
 		p.closing = true
 		s.working.Go(func() { s.finish(p) })
@@ -103,32 +106,27 @@ func (s *Source) leaveLocked(p *part) {
 	}
 }
 
-// finish closes a partition that has ended here, gives it away if it is to leave, and lets it begin anew if it is still ours.
+// finish closes a partition that has ended here. It is given away if it is to leave and the broker has everything back, and begins anew otherwise.
 func (s *Source) finish(p *part) {
 	ctx, cancel := bounded(closing)
 	err := p.close(ctx)
 	cancel()
-	if err != nil { // the broker has not said that it has everything back: it has when the leases are over
-		s.cfg.Log.Debug("partition: not closed in order", "partition", p.n, "error", err)
-		select {
-		case <-time.After(s.wait):
-		case <-s.closed:
-			return
-		}
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer signal(s.poke)
 	delete(s.parts, p.n)
+	certain := err == nil && p.stale == 0 && p.settled
 	claim, ours := s.cfg.Owner.Held(p.n)
 	switch {
 	case !ours || claim.Epoch != p.epoch:
-	case claim.Leave: // all of it has ended, whatever broke it up
+	case certain && claim.Leave:
 		s.given[p.n] = p.epoch
 		s.cfg.Owner.Give(p.n, p.epoch)
-	default:
+	case certain:
 		s.startLocked(p.n, claim, 0)
+	default:
+		s.startLocked(p.n, claim, s.wait)
 	}
-	signal(s.poke)
 }
 
 // keep extends the leases of what waits to be handed out.
