@@ -23,6 +23,20 @@ type consul struct {
 	proc    *brokers.Process
 }
 
+// freePorts finds ports that nobody uses.
+func freePorts(n int) ([]any, error) {
+	var ports []any
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // all are different
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
 // startConsul starts the server.
 func startConsul(ctx context.Context, spawn *brokers.Spawner, dir string) (*consul, error) {
 	path := os.Getenv("RETINUE_TEST_CONSUL")
@@ -33,14 +47,9 @@ func startConsul(ctx context.Context, spawn *brokers.Spawner, dir string) (*cons
 		}
 		path = found.Path
 	}
-	var ports []any
-	for range 4 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	ports, err := freePorts(4)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -54,6 +63,8 @@ func startConsul(ctx context.Context, spawn *brokers.Spawner, dir string) (*cons
 	}
 	c := &consul{spawn: spawn, address: fmt.Sprintf("127.0.0.1:%d", ports[0]),
 		command: brokers.Command{Name: "consul", Path: path, Args: []string{"agent", "-config-file", file}, Dir: dir, Log: filepath.Join(dir, "consul.log")}}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	return c, c.up(ctx)
 }
 
