@@ -299,6 +299,7 @@ func (m *machine) lose(it *held) {
 	}
 	it.lost = true
 	m.totals.Lost++
+	m.loseBehind(it)
 	switch it.state {
 	case item.Held:
 		m.forget(it)

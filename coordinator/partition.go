@@ -1,6 +1,8 @@
 package coordinator
 
 import (
+	"slices"
+
 	"retinue/coordinator/item"
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/partitioned"
@@ -19,6 +21,23 @@ func (m *machine) kept(it *held) bool {
 
 // inPlace says whether an item goes back as it came: a copy with the attempts so far would come after those behind it.
 func (m *machine) inPlace(it *held) bool { return m.partitioned(it) && m.blocking(it) }
+
+// loseBehind gives up what is behind an item that has been lost: that one comes again, and they come after it. Where an item is in hand twice, the
+// second one has come again, and all behind it.
+func (m *machine) loseBehind(it *held) {
+	l := m.lanes[it.key]
+	if !m.inPlace(it) || l == nil {
+		return
+	}
+	seen := map[string]bool{}
+	for _, other := range slices.Clone(l.items) {
+		if seen[other.id] {
+			return
+		}
+		seen[other.id] = true
+		m.lose(other)
+	}
+}
 
 // handBack gives back what has not begun of a partition that goes to another coordinator. A message may be on its way to us.
 func (m *machine) handBack(ev evHandBack) {
