@@ -24,6 +24,7 @@ type Source struct {
 	events  chan struct{}
 
 	connecting sync.Mutex // one at a time
+	turning    sync.Mutex // what was fetched goes back before anything else is fetched
 	mu         sync.Mutex
 	session    *session
 	receiving  bool
@@ -178,7 +179,10 @@ func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error
 	if err != nil {
 		return nil, err
 	}
-	if err := se.consume(); err != nil {
+	s.turning.Lock()
+	err = se.consume()
+	s.turning.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	for {
@@ -439,6 +443,7 @@ func (s *Source) Idle(ctx context.Context) error {
 
 // giveBack stops fetching and returns what was fetched.
 func (s *Source) giveBack(ctx context.Context, se *session) error {
+	s.turning.Lock()
 	err := se.rest()
 	s.mu.Lock()
 	var back []arrival
@@ -450,6 +455,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 	for _, a := range back {
 		err = errors.Join(err, a.h.back())
 	}
+	s.turning.Unlock()
 	if err != nil {
 		return err
 	}

@@ -55,11 +55,16 @@ func (r *reader) reapEvery() time.Duration {
 func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error) {
 	for {
 		ms, over := r.take(max)
+		if r.s.cfg.Order && len(over) > 0 {
+			if err := r.s.giveBack(ctx, over); err != nil && len(ms) == 0 {
+				return nil, err
+			}
+		}
 		if len(ms) > 0 {
 			return ms, nil
 		}
 		if r.s.cfg.Order {
-			if err := r.order(ctx, over); err != nil {
+			if err := r.search(ctx); err != nil {
 				return nil, err
 			}
 		}
@@ -86,13 +91,8 @@ func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error
 	}
 }
 
-// order gives back what would come out of turn: what lay here until its lease was over, and what was in an answer that was lost.
-func (r *reader) order(ctx context.Context, over []*source.Message) error {
-	if len(over) > 0 {
-		if err := r.s.giveBack(ctx, over); err != nil {
-			return err
-		}
-	}
+// search gives back what was in an answer that was lost: at the end of its lease it would come out of turn.
+func (r *reader) search(ctx context.Context) error {
 	if r.reads() || !r.doubt.Swap(false) {
 		return nil
 	}
@@ -121,7 +121,10 @@ func (r *reader) take(max int) (ms, over []*source.Message) {
 		m := r.ahead[class][0]
 		r.ahead[class] = r.ahead[class][1:]
 		if _, ok := r.s.held.Get(m); !ok {
-			if over = append(over, m); !r.s.cfg.Order {
+			if over = append(over, m); r.s.cfg.Order { // what is behind it would come before it
+				over = append(over, r.ahead[class]...)
+				r.ahead[class] = nil
+			} else {
 				r.s.held.Drop(m)
 			}
 			continue

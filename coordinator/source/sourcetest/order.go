@@ -53,7 +53,7 @@ var orderCases = []namedCase{
 			// Acknowledged late and one by one, at once and all together: what the broker sends next differs.
 			max := min(1+i*3%20, orderPrefetch-len(open), n-len(got))
 			ms := r.receive(l, max, max, patience)
-			if i%4 == 3 {
+			if i%4 == 3 && len(open)+max < orderPrefetch && len(got)+max < n {
 				ms = append(ms, r.receive(l, 1, 1+i%20, patience)...)
 			}
 			got, open = append(got, ms...), append(open, ms...)
