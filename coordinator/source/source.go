@@ -117,7 +117,8 @@ type Caps struct {
 	//     the broker has noticed (Redelivery), comes before all that was never handed out: at a consumer whose first Receive is
 	//     after that, and at the same one after its Idle. Among themselves such messages come in any order.
 	// A delivery that is lost on the way, with its connection or with the broker, may come behind younger messages, where the
-	// broker waits for the end of its lease; Published tells.
+	// broker waits for the end of its lease. So a source whose connection was lost receives nothing any more: ErrUnavailable, for
+	// good. Whoever goes on opens another one, and waits for that end.
 	Order bool
 	// Deliveries: Message.Deliveries counts every delivery, over deaths of consumers too. Otherwise it only tells 1 (first, as
 	// far as known) from more.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"retinue/coordinator/source"
@@ -18,6 +19,7 @@ type Source struct {
 	classes source.Classes
 	stamps  ledger.Stamps
 	events  chan struct{}
+	torn    atomic.Bool // a connection was lost that messages may have been on
 
 	connecting [2]sync.Mutex // one at a time of each
 	asking     sync.Mutex    // one question about the broker at a time
@@ -114,6 +116,7 @@ func (s *Source) current() *session {
 
 // lost forgets what was delivered over a session: the broker delivers it again.
 func (s *Source) lost(se *session) {
+	s.torn.Store(true)
 	var gone []*source.Message
 	s.held.Each(func(m *source.Message, h *hold) {
 		if h.se == se {
@@ -194,6 +197,9 @@ func (s *Source) Receive(ctx context.Context, max int) ([]*source.Message, error
 }
 
 func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error) {
+	if s.cfg.Order && s.torn.Load() {
+		return nil, ledger.ErrTorn
+	}
 	se, err := s.consumer(ctx)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"retinue/coordinator/source"
+	"retinue/coordinator/source/internal/ledger"
 	"retinue/internal/clock"
 )
 
@@ -32,6 +33,7 @@ type puller struct {
 	events chan struct{}                        // something changed
 	broken error
 	away   error // why there is no connection
+	torn   bool  // something that was sent may not have arrived, and comes again out of order
 }
 
 // request is what one class's consumer was asked for and has not answered.
@@ -77,6 +79,7 @@ func (p *puller) subscribe(nc *nats.Conn) error {
 func (p *puller) connection(away error) {
 	p.mu.Lock()
 	p.away = away
+	p.torn = true
 	clear(p.asked[:])
 	p.mu.Unlock()
 	p.wake()
@@ -129,6 +132,7 @@ func (p *puller) endedLocked(raw *nats.Msg) {
 		case status == "404" || status == "408" || deleted:
 			r.number = 0
 		default:
+			p.torn = true
 			r.until = time.Now().Add(again)
 		}
 	}
@@ -145,6 +149,7 @@ func (p *puller) ask(class, n int, wait time.Duration) error {
 		p.mu.Unlock()
 		return nil
 	}
+	p.torn = p.torn || p.asked[class].number != 0 // it was never answered
 	p.last++
 	r := request{number: p.last, left: n, until: time.Now().Add(2 * time.Second), sent: p.s.held.Now(), waits: wait > 0}
 	var every time.Duration
@@ -168,6 +173,9 @@ func (p *puller) ask(class, n int, wait time.Duration) error {
 }
 
 func (p *puller) receive(ctx context.Context, max int, classes *source.Classes) ([]*source.Message, error) {
+	if err := p.whole(); err != nil {
+		return nil, err
+	}
 	if ms, err := p.take(ctx, max, classes); len(ms) > 0 || err != nil {
 		return ms, err
 	}
@@ -266,7 +274,17 @@ func (p *puller) wait(ctx context.Context, limit time.Duration) error {
 	err := p.broken
 	p.broken = nil
 	p.mu.Unlock()
-	return err
+	return cmp.Or(err, p.whole())
+}
+
+// whole is an error where an ordered queue may have lost a message on the way.
+func (p *puller) whole() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.torn && p.s.cfg.Order {
+		return ledger.ErrTorn
+	}
+	return nil
 }
 
 // connected says why there is no connection. Of a write to none the client says only that its buffer is full.

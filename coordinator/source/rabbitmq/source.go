@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -22,6 +23,7 @@ type Source struct {
 	classes source.Classes
 	stamps  ledger.Stamps
 	events  chan struct{}
+	torn    atomic.Bool // a connection was lost that messages may have been on
 
 	connecting sync.Mutex // one at a time
 	turning    sync.Mutex // what was fetched goes back before anything else is fetched
@@ -93,6 +95,7 @@ func (s *Source) current() *session {
 
 // lost forgets what was delivered over a session: the broker delivers it again.
 func (s *Source) lost(se *session) {
+	s.torn.Store(true)
 	var gone []*source.Message
 	s.held.Each(func(m *source.Message, h *hold) {
 		if h.se == se {
@@ -175,6 +178,9 @@ func (s *Source) Receive(ctx context.Context, max int) ([]*source.Message, error
 }
 
 func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error) {
+	if s.cfg.Order && s.torn.Load() {
+		return nil, ledger.ErrTorn
+	}
 	se, err := s.connected(ctx)
 	if err != nil {
 		return nil, err

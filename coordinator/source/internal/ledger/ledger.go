@@ -5,12 +5,16 @@
 package ledger
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
 	"retinue/coordinator/source"
 	"retinue/internal/clock"
 )
+
+// ErrTorn is what an ordered source answers that has lost its connection: see source.Caps.Order.
+var ErrTorn = fmt.Errorf("%w: the connection was lost, and with it perhaps messages that come again out of order", source.ErrUnavailable)
 
 // Ledger holds leased messages with what the adapter needs to answer for each. All methods may be called at the same time.
 type Ledger[T any] struct {
