@@ -153,7 +153,7 @@ func (w *world) up() error {
 			return err
 		}
 		env := m.coord.Env
-		m.coord = brokers.Command{Name: m.name + "-coordinator", Path: w.Coordinator, Args: []string{"--config", file, "--id", m.name, "--log-level", "warn"}, Dir: dir, Log: filepath.Join(w.Dir, m.name+".log"), Env: env}
+		m.coord = brokers.Command{Name: m.name + "-coordinator", Path: w.Coordinator, Args: []string{"--config", file, "--id", m.name, "--log-level", logLevel(w.Partitions)}, Dir: dir, Log: filepath.Join(w.Dir, m.name+".log"), Env: env}
 		if m.mode == "exec" {
 			m.coord.Env = append(m.coord.Env, workerRole+"=exec", executions)
 		} else {
@@ -481,4 +481,12 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// logLevel: with partitions it is of interest who had them when.
+func logLevel(partitions int) string {
+	if partitions > 0 {
+		return "info"
+	}
+	return "warn"
 }

@@ -239,12 +239,11 @@ func (p *part) sleep(d time.Duration) bool {
 
 // gather takes what an earlier holder left, which the broker gives out before anything else but in no order, and sorts it.
 func (p *part) gather() error {
-	limit := 2*p.s.cfg.Options.Prefetch + 16 // an earlier holder had no more
 	var ms []*source.Message
 	end := time.Now().Add(max(p.s.cfg.Options.Lease/2, p.s.quiet)) // the first of them must not be lost meanwhile
-	for len(ms) < limit {
+	for left := true; left; {
 		ctx, cancel := context.WithTimeout(p.ctx, min(p.s.quiet, time.Until(end)))
-		more, err := p.src.Receive(ctx, limit-len(ms))
+		more, err := p.src.Receive(ctx, max(leftover-len(ms), prefetch))
 		silent := ctx.Err() != nil
 		cancel()
 		ms = append(ms, more...)
@@ -257,6 +256,8 @@ func (p *part) gather() error {
 		if err != nil {
 			return err
 		}
+		// Not all brokers tell of all that was given out before: so many are taken in any case.
+		left = len(ms) < leftover || slices.ContainsFunc(more, func(m *source.Message) bool { return m.Deliveries != 1 })
 	}
 	slices.SortStableFunc(ms, func(a, b *source.Message) int { return a.Published.Compare(b.Published) })
 	p.add(ms)

@@ -79,6 +79,10 @@ func Of(key string, partitions int) int {
 const (
 	// quietFor is how long nothing more must come for that to be all that was left.
 	quietFor = time.Second
+	// prefetch is the same for all coordinators, whatever they have slots for: where the broker bounds what one has, the next one can have as much.
+	prefetch = 64
+	// leftover is what one may have left where the broker does not tell what was given out before: RabbitMQ sends twice as much ahead.
+	leftover = 2*prefetch + 16
 	// withdrawAfter is how long a coordinator may want nothing until others get its partitions.
 	withdrawAfter = 3 * time.Second
 	// closing bounds the end of one queue.

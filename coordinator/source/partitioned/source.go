@@ -342,7 +342,7 @@ func (s *Source) publisher(n int) (source.Source, error) {
 
 func (s *Source) options(n int) source.Options {
 	o := s.cfg.Options
-	o.Queue, o.Consumer, o.Order = Queue(o.Queue, n), "", true
+	o.Queue, o.Consumer, o.Order, o.Prefetch = Queue(o.Queue, n), "", true, prefetch
 	return o
 }
 
