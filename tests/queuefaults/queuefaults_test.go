@@ -216,7 +216,7 @@ func TestJudge(t *testing.T) {
 		"run again, machine asleep":                  {of(nil), rec(item.Done, 1, "aa"), ran("a", "b"), nil, []event{{from: at(1200), to: at(1900)}}, ""},
 		"published twice":                            {of(func(h *history) { h.again = true }), rec(item.Done, 1, "aa"), ran("a", "b"), nil, nil, ""},
 	} {
-		found := judgeItem("i", c.h, c.rec, c.ran, time.Second, c.f, c.late)
+		found := judgeItem("i", c.h, c.rec, c.ran, scope{lease: time.Second}, c.f, c.late)
 		switch {
 		case c.want == "" && len(found) > 0:
 			t.Errorf("%s: %v", name, found)

@@ -172,6 +172,9 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 		sent := s.cfg.Clock.Now()
 		err := p.src.Extend(ctx, ms...)
 		p.extended(ms, err, sent)
+		if errors.Is(err, source.ErrLost) || errors.Is(err, source.ErrClosed) {
+			p.breakUp("a lease was lost") // what has ended does not come again before what is behind it, but this has not
+		}
 		return err
 	}, false)
 }
@@ -209,9 +212,6 @@ func (s *Source) each(ms []*source.Message, do func(*part, []*source.Message) er
 				}
 				if over && (e == nil || errors.Is(e, source.ErrLost)) {
 					p.over(m)
-				}
-				if errors.Is(e, source.ErrLost) {
-					p.breakUp("a lease was lost")
 				}
 				if e != nil {
 					failed[outer[m]] = e
