@@ -331,10 +331,11 @@ func TestSameName(t *testing.T) {
 
 // Coordinators of another version that count other partitions take nothing that is held, and all is held by somebody.
 func TestOtherCount(t *testing.T) {
-	r := newRig(t, 4, consultest.Start(t))
-	a := r.start("a@h")
+	r := newRig(t, 6, consultest.Start(t))
+	four := r.config("a@h", r.consul.Addr, "")
+	four.Partitions = 4
+	a := r.run(four)
 	r.shares(5*time.Second, []int{4}, a)
-	r.n = 6
 	b := r.start("b@h")
 	r.obey(a, b)
 	r.until(5*time.Second, "b has the two that a does not count", func() bool { h := r.held(a, b); return h[0] == 4 && h[1] == 2 })

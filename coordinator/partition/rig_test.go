@@ -133,7 +133,6 @@ type one struct {
 	id   string
 	wire *wire
 	stop func() // as at the end of the process
-	gone bool
 }
 
 func newRig(t *testing.T, n int, consul *consultest.Agent) *rig {
@@ -220,7 +219,14 @@ func (r *rig) start(id string) *one { return r.startAs(id, "") }
 func (r *rig) startAs(id, token string) *one {
 	r.t.Helper()
 	wire := newWire(r.t, r.consul.Addr)
-	h, err := partition.New(r.config(id, wire.l.Addr().String(), token))
+	o := r.run(r.config(id, wire.l.Addr().String(), token))
+	o.wire = wire
+	return o
+}
+
+func (r *rig) run(cfg partition.Config) *one {
+	r.t.Helper()
+	h, err := partition.New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -230,13 +236,13 @@ func (r *rig) startAs(id, token string) *one {
 		defer close(done)
 		h.Run(ctx)
 	}()
-	o := &one{Holder: h, id: id, wire: wire}
+	o := &one{Holder: h, id: cfg.ID}
 	o.stop = sync.OnceFunc(func() {
 		began := time.Now()
 		cancel()
 		<-done
 		if d := time.Since(began); d > 3*time.Second {
-			r.t.Errorf("%s took %s to stop", id, d)
+			r.t.Errorf("%s took %s to stop", cfg.ID, d)
 		}
 	})
 	r.mu.Lock()
