@@ -125,6 +125,7 @@ type rig struct {
 	all     []*one
 	overlap []string // moments at which two held a partition
 	samples int
+	book    ledger
 }
 
 // one is a coordinator.
@@ -163,6 +164,7 @@ func (r *rig) sample() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.samples++
+	r.noteAll()
 	for p := range r.n {
 		for i, a := range r.all {
 			before, ok := a.Held(p)
@@ -263,6 +265,9 @@ func (r *rig) obey(os ...*one) {
 				changed := o.Changed()
 				for p, c := range o.claims(r.n) {
 					if c.Leave {
+						r.mu.Lock()
+						r.book.note(p, c.Epoch, true)
+						r.mu.Unlock()
 						o.Give(p, c.Epoch)
 						if _, held := o.Held(p); held {
 							r.t.Errorf("%s holds %d after it gave it", o.id, p)
