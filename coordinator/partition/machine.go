@@ -40,7 +40,8 @@ type partition struct {
 	next  clock.Instant // no further request before
 	known bool          // there was a key
 
-	vacant   clock.Instant // since when it is seen vacant, at vacantAt
+	free     bool          // seen vacant
+	vacant   clock.Instant // since when, at the index vacantAt
 	vacantAt uint64
 }
 
@@ -213,7 +214,7 @@ func (m *machine) lose(now clock.Instant) {
 	for p := range m.parts {
 		part := &m.parts[p]
 		// A restored Consul may count from below.
-		*part = partition{known: part.known, vacant: part.vacant, vacantAt: part.vacantAt}
+		*part = partition{known: part.known, free: part.free, vacant: part.vacant, vacantAt: part.vacantAt}
 	}
 }
 
@@ -224,9 +225,10 @@ func (m *machine) look(now clock.Instant, snap snapshot) {
 		part := &m.parts[p]
 		e, exists := snap.owners[p]
 		part.known = part.known || exists
-		if e.session == "" && part.vacantAt != e.index {
+		if e.session == "" && (!part.free || part.vacantAt != e.index) {
 			part.vacant, part.vacantAt = now, e.index
 		}
+		part.free = e.session == ""
 	}
 	for p := range m.parts {
 		part, e := &m.parts[p], snap.owners[p]
@@ -244,7 +246,7 @@ func (m *machine) look(now clock.Instant, snap snapshot) {
 			m.lose(now) // an operator's doing; the session is over, or not worth anything
 			return
 		case part.hold == holdGiving:
-			*part = partition{known: true, after: part.after, vacant: part.vacant, vacantAt: part.vacantAt}
+			*part = partition{known: true, after: part.after, free: part.free, vacant: part.vacant, vacantAt: part.vacantAt}
 		}
 	}
 	if e := snap.members[m.id]; m.member.locked && snap.index >= m.member.after && e.session != m.session.id {

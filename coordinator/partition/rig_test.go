@@ -125,6 +125,7 @@ type rig struct {
 	all     []*one
 	overlap []string // moments at which two held a partition
 	samples int
+	book    ledger
 }
 
 // one is a coordinator.
@@ -133,7 +134,6 @@ type one struct {
 	id   string
 	wire *wire
 	stop func() // as at the end of the process
-	gone bool
 }
 
 func newRig(t *testing.T, n int, consul *consultest.Agent) *rig {
@@ -164,6 +164,7 @@ func (r *rig) sample() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.samples++
+	r.noteAll()
 	for p := range r.n {
 		for i, a := range r.all {
 			before, ok := a.Held(p)
@@ -220,7 +221,14 @@ func (r *rig) start(id string) *one { return r.startAs(id, "") }
 func (r *rig) startAs(id, token string) *one {
 	r.t.Helper()
 	wire := newWire(r.t, r.consul.Addr)
-	h, err := partition.New(r.config(id, wire.l.Addr().String(), token))
+	o := r.run(r.config(id, wire.l.Addr().String(), token))
+	o.wire = wire
+	return o
+}
+
+func (r *rig) run(cfg partition.Config) *one {
+	r.t.Helper()
+	h, err := partition.New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -230,13 +238,13 @@ func (r *rig) startAs(id, token string) *one {
 		defer close(done)
 		h.Run(ctx)
 	}()
-	o := &one{Holder: h, id: id, wire: wire}
+	o := &one{Holder: h, id: cfg.ID}
 	o.stop = sync.OnceFunc(func() {
 		began := time.Now()
 		cancel()
 		<-done
 		if d := time.Since(began); d > 3*time.Second {
-			r.t.Errorf("%s took %s to stop", id, d)
+			r.t.Errorf("%s took %s to stop", cfg.ID, d)
 		}
 	})
 	r.mu.Lock()
@@ -257,6 +265,9 @@ func (r *rig) obey(os ...*one) {
 				changed := o.Changed()
 				for p, c := range o.claims(r.n) {
 					if c.Leave {
+						r.mu.Lock()
+						r.book.note(p, c.Epoch, true)
+						r.mu.Unlock()
 						o.Give(p, c.Epoch)
 						if _, held := o.Held(p); held {
 							r.t.Errorf("%s holds %d after it gave it", o.id, p)

@@ -88,7 +88,7 @@ func start(dir, bin string, kept bool, hcl []string) (*Agent, error) {
 	}
 	mode := []string{"agent", "-dev"}
 	if kept {
-		mode = []string{"agent", "-server", "-bootstrap-expect=1", "-client=127.0.0.1", "-data-dir=" + dir + "/data"}
+		mode = []string{"agent", "-server", "-bootstrap-expect=1", "-client=127.0.0.1", "-data-dir=" + dir + "/data", "-hcl=performance { raft_multiplier = 1 }"}
 	}
 	a := &Agent{Addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), log: &buffer{}, bin: bin}
 	a.args = append(mode, "-node=test", "-bind=127.0.0.1", "-config-file="+conf, "-log-level=warn",
