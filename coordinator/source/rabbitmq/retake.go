@@ -33,7 +33,7 @@ func (s *Source) retake(ctx context.Context, m *source.Message, h *hold) error {
 	if err := h.back(); err != nil {
 		return source.ErrLost
 	}
-	for {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if err := s.turn(se); err != nil {
 			return source.ErrLost
 		}
@@ -45,7 +45,7 @@ func (s *Source) retake(ctx context.Context, m *source.Message, h *hold) error {
 			return source.ErrLost
 		case <-se.dead:
 			return source.ErrLost
-		case <-time.After(time.Second):
+		case <-time.After(wait):
 			// What else was given back may be before it and take all places: behind it with that.
 			if err := s.giveBack(ctx, se); err != nil {
 				return source.ErrLost

@@ -212,7 +212,7 @@ var orderFaultCases = []namedCase{
 
 func (r *rig) holdInOrder(limit time.Duration, busy bool) {
 	outs, p := r.stock()
-	a, b := r.open(ordered), r.line() // with a short lease: what nobody asks for must go back long before the limit
+	a, b := r.open(ordered, lease(3*r.h.Lease)), r.line() // with a short lease: what nobody asks for must go back long before the limit
 	ms := r.receive(a, 5, 5, patience)
 	stop := keep(r.Context(), a, r.h.Lease, ms...)
 	var done []*source.Message
