@@ -216,7 +216,7 @@ func (s *Source) back(ctx context.Context, replies []string) error {
 	slots := make(chan struct{}, abreast)
 	var wg sync.WaitGroup
 	for _, reply := range replies {
-		if !s.cfg.Order {
+		if !s.cfg.Order || ctx.Err() != nil {
 			failed = cmp.Or(failed, s.nc.Publish(reply, nak(0)))
 			continue
 		}

@@ -8,6 +8,7 @@
 // messages to others. A message that comes near it is moved to a queue of this
 // consumer alone, from which it is taken at once with a new limit; if this
 // process dies, that queue gives it back by the time to live of its messages.
+// In an ordered queue it is returned and taken again instead (retake.go).
 //
 // Delays are queues too: a message waits in one for every digit of its delay,
 // and what is left below a second is waited for here. All copies are confirmed

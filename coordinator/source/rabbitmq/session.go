@@ -23,6 +23,7 @@ type session struct {
 	dead chan struct{}
 
 	settled  settled // deliveries of in
+	retakes  retakes
 	verdicts chan verdicts
 	returns  chan amqp.Return
 	drained  chan chan map[string]bool // asks for the ids that came back

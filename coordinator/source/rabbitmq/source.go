@@ -151,7 +151,9 @@ func (s *Source) sweep() {
 		}
 		for _, h := range s.held.Expired() {
 			h.mu.Lock()
-			h.back() // an error is the end of the session, which returns it too
+			if !h.gone {
+				h.back() // an error is the end of the session, which returns it too
+			}
 			h.mu.Unlock()
 		}
 		// What was fetched ahead has no lease; others may want it.
@@ -185,10 +187,7 @@ func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error
 	if err != nil {
 		return nil, err
 	}
-	s.turning.Lock()
-	err = se.consume()
-	s.turning.Unlock()
-	if err != nil {
+	if err := s.turn(se); err != nil {
 		return nil, err
 	}
 	for {
@@ -288,7 +287,7 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 		h, ok := s.held.Get(m)
 		if ok {
 			now := s.held.Now()
-			if err := s.renew(ctx, m, h); err != nil && !h.se.alive() {
+			if err := s.renew(ctx, m, h); err != nil && (!h.se.alive() || errors.Is(err, source.ErrLost)) {
 				ok = false
 			} else if err != nil {
 				failed[m] = fmt.Errorf("extend: %w", explain(err))
@@ -307,12 +306,18 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.over || !h.se.alive() {
+	if h.over || h.gone || !h.se.alive() {
 		return source.ErrLost
 	}
 	age := time.Since(h.since)
 	if age < s.cfg.moveAt()/4 {
 		return nil
+	}
+	if s.cfg.Order {
+		if age < s.cfg.moveAt() {
+			return nil
+		}
+		return s.retake(ctx, m, h)
 	}
 	// Our own queue is made long before it is needed, so that it has grown up then.
 	old, err := h.se.consumeHeld(m.Class)

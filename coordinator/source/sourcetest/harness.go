@@ -106,6 +106,20 @@ func RunHold(t *testing.T, h Harness, limit time.Duration) {
 	r.empty(a)
 }
 
+// RunOrderHold is RunHold for an ordered queue: what was kept that long still comes first when it is given back, whether its consumer
+// took others meanwhile or rested.
+func RunOrderHold(t *testing.T, h Harness, limit time.Duration) {
+	if h.Lease == 0 {
+		h.Lease = time.Second
+	}
+	for name, busy := range map[string]bool{"busy": true, "at rest": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			newCase(t, h).holdInOrder(limit, busy)
+		})
+	}
+}
+
 type namedCase struct {
 	name string
 	run  func(*rig)

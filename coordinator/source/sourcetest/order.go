@@ -210,6 +210,32 @@ var orderFaultCases = []namedCase{
 	}},
 }
 
+func (r *rig) holdInOrder(limit time.Duration, busy bool) {
+	outs, p := r.stock()
+	a, b := r.open(ordered, lease(3*r.h.Lease)), r.line() // with a short lease: what nobody asks for must go back long before the limit
+	ms := r.receive(a, 5, 5, patience)
+	stop := keep(r.Context(), a, r.h.Lease, ms...)
+	var done []*source.Message
+	for end := time.Now().Add(5 * limit / 2); time.Now().Before(end); pause(r.Context(), r.h.Lease/5) {
+		if busy {
+			m := r.receive(a, 1, 1, patience)
+			r.ack(a, m...)
+			done = append(done, m...)
+		}
+	}
+	if err := stop(); err != nil {
+		r.Errorf("extend: %v", err)
+	}
+	if len(done) > 0 {
+		r.inOrder(done, outs[5:5+len(done)])
+	}
+	r.ack(a, ms[1])
+	r.release(a, 0, ms[3])
+	r.close(a)
+	r.comesFirst(b, rest(outs, append(done, ms[1])...), ms[0], ms[2], ms[3], ms[4])
+	r.empty(p)
+}
+
 const (
 	orderPrefetch = 8
 	orderStock    = 200
