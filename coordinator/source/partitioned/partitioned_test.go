@@ -17,6 +17,7 @@ import (
 	"retinue/coordinator/partition"
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/memory"
+	"retinue/coordinator/source/sourcetest"
 	"retinue/internal/clock"
 )
 
@@ -523,4 +524,38 @@ func TestOrder(t *testing.T) {
 	if err := producer.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestContract: whoever does not know of partitions sees a queue as any other. The first coordinator has all of them, and when it ends the next one.
+func TestContract(t *testing.T) {
+	var mu sync.Mutex
+	broker, arbiters := memory.New(), map[string]*arbiter{}
+	sourcetest.Run(t, sourcetest.Harness{Open: func(_ context.Context, _ string, o source.Options) (source.Source, error) {
+		if err := o.Complete(); err != nil {
+			return nil, err
+		}
+		if o.Order {
+			return broker.Open(o) // that of a whole queue is not what partitions are for
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		a := arbiters[o.Queue]
+		if a == nil {
+			a = newArbiter()
+			arbiters[o.Queue] = a
+		}
+		me := a.seat(o.Consumer)
+		s, err := New(Config{Options: o, Partitions: partitions, Owner: me, Clock: clock.Boot(), Log: hclog.NewNullLogger(),
+			Open: func(o source.Options) (source.Source, error) { return broker.Open(o) }})
+		if err != nil {
+			return nil, err
+		}
+		s.quiet = 20 * time.Millisecond
+		for p := range partitions {
+			if a.owner(p) == nil {
+				a.give(p, me)
+			}
+		}
+		return s, nil
+	}})
 }
