@@ -146,11 +146,11 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a lease, although some are fetched.
+// unused says that nobody has asked for messages for a lease, although some are fetched. Of a queue in order nobody else could have them.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > s.cfg.Lease
+	return !s.cfg.Order && s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > s.cfg.Lease
 }
 
 func (s *Source) wake() {

@@ -125,11 +125,15 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a second.
+// unused says that nobody has asked for messages for a second. Of a queue in order nobody else could have them, so only the broker's own limit counts.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.receiving && time.Since(s.received) > min(s.cfg.Lease, time.Second)
+	patience := min(s.cfg.Lease, time.Second)
+	if s.cfg.Order {
+		patience = s.cfg.moveAt() / 2
+	}
+	return !s.receiving && time.Since(s.received) > patience
 }
 
 func (s *Source) wake() {
