@@ -133,12 +133,23 @@ func (s *seat) Give(p int, epoch uint64) {
 
 func (s *seat) Stand(yes bool) { s.stands.Store(yes) }
 
-// shuffled is a source that gives out again in any order what it gives out again, as brokers do, though before what is new.
-type shuffled struct{ *memory.Source }
+// plain is a source of a broker that knows nothing of keys, and gives out again in any order what it gives out again, though before what is new.
+type plain struct{ *memory.Source }
 
-func (s shuffled) Receive(ctx context.Context, max int) ([]*source.Message, error) {
+func (s plain) Publish(ctx context.Context, outs ...source.Out) error {
+	outs = slices.Clone(outs)
+	for i := range outs {
+		outs[i].Headers, outs[i].Key = map[string]string{"key": outs[i].Key}, ""
+	}
+	return s.Source.Publish(ctx, outs...)
+}
+
+func (s plain) Receive(ctx context.Context, max int) ([]*source.Message, error) {
 	ms, err := s.Source.Receive(ctx, max)
 	n := 0
+	for _, m := range ms {
+		m.Key = m.Headers["key"]
+	}
 	for n < len(ms) && ms[n].Deliveries > 1 {
 		n++
 	}
@@ -183,7 +194,7 @@ func (w *world) open(owner Owner, back func(int, []*source.Message), opened func
 			if opened != nil {
 				opened(src)
 			}
-			return shuffled{src}, nil
+			return plain{src}, nil
 		}})
 	if err != nil {
 		w.t.Fatal(err)
