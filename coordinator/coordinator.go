@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,6 +185,9 @@ func (c *Coordinator) take(ctx context.Context, env envelope) {
 	if ev, ok := env.ev.(evCalled); ok {
 		delete(c.calls, ev.call)
 	}
+	if ev, ok := env.ev.(evReceived); ok {
+		env.ev = evReceived{c.ours(ev.msgs), ev.err}
+	}
 	c.stepped = now
 	found := c.m.step(now, env.ev)
 	for _, fx := range c.m.take() {
@@ -192,6 +196,16 @@ func (c *Coordinator) take(ctx context.Context, env envelope) {
 	if env.reply != nil {
 		env.reply <- found
 	}
+}
+
+// ours leaves out messages of a partition that has begun anew since they were received: the machine may have been told before that what was before
+// them is lost.
+func (c *Coordinator) ours(msgs []*source.Message) []*source.Message {
+	p, ok := c.source.(*partitioned.Source)
+	if !ok {
+		return msgs
+	}
+	return slices.DeleteFunc(msgs, func(m *source.Message) bool { return !p.Ours(m) })
 }
 
 var errEnded = errors.New("the coordinator has ended")

@@ -41,7 +41,9 @@ type entry struct {
 	outer *source.Message // as it was handed out last
 	seq   uint64          // its place
 	until clock.Instant
-	again int // how often it was taken back
+	// ending is how many calls that end it are under way.
+	ending int
+	again  int // how often it was taken back
 }
 
 func (s *Source) newPart(n int, epoch uint64) *part {
@@ -118,19 +120,62 @@ func (p *part) over(m *source.Message) {
 	}
 }
 
-// extended notes leases that go on.
-func (p *part) extended(ms []*source.Message, err error, sent clock.Instant) {
+// oursLocked says whether the message that was handed out last for e is still ours.
+func (e *entry) oursLocked(m *source.Message) bool {
+	return e.outer == m && !e.part.broken && e.part.heldLocked()
+}
+
+// ending notes that messages are about to end, which the broker may know before its answer is here. The function that it returns is for then.
+func (p *part) ending(ms []*source.Message) (over func()) {
 	if p.n < 0 {
-		return
+		return func() {}
+	}
+	add := func(n int) {
+		p.s.mu.Lock()
+		defer p.s.mu.Unlock()
+		for _, m := range ms {
+			if e := p.inHand[m]; e != nil {
+				e.ending += n
+			}
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// open is those of ms that are not about to end.
+func (p *part) open(ms []*source.Message) []*source.Message {
+	if p.n < 0 {
+		return ms
 	}
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
-	until := sent.Add(p.s.cfg.Options.Lease)
+	return slices.DeleteFunc(slices.Clone(ms), func(m *source.Message) bool { e := p.inHand[m]; return e == nil || e.ending > 0 })
+}
+
+// extended notes leases that go on, and begins anew when one does not. What has ended meanwhile has no lease to lose, and what ended just before does
+// not come again in front of anything.
+func (p *part) extended(ms []*source.Message, err error, sent clock.Instant) error {
+	if p.n < 0 {
+		return err
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	until, failed := sent.Add(p.s.cfg.Options.Lease), source.Failures{}
 	for _, m := range ms {
-		if e := p.inHand[m]; e != nil && source.ErrorOf(err, m) == nil {
+		e, err := p.inHand[m], source.ErrorOf(err, m)
+		switch {
+		case e == nil || e.ending > 0:
+		case err == nil:
 			e.until = until
+		default:
+			failed[m] = err
+			if errors.Is(err, source.ErrLost) || errors.Is(err, source.ErrClosed) {
+				p.breakUpLocked("a lease was lost")
+			}
 		}
 	}
+	return failed.Err()
 }
 
 // kept notes what became of the leases of what waits to be handed out.

@@ -242,6 +242,9 @@ func (k *worker) receive() {
 		var back []*source.Message
 		k.mu.Lock()
 		for _, m := range ms {
+			if !k.source.Ours(m) {
+				continue
+			}
 			if k.asked[m] {
 				back = append(back, m)
 				continue

@@ -166,22 +166,34 @@ func (s *Source) withdraw() {
 	}
 }
 
+// Ours says whether a message that Receive has returned may be begun. In between, something before it may have been lost.
+func (s *Source) Ours(m *source.Message) bool {
+	e, ok := m.Token.(*entry)
+	if !ok {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.oursLocked(m)
+}
+
 // Extend implements source.Source.
 func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 	return s.each(ms, func(p *part, ms []*source.Message) error {
-		sent := s.cfg.Clock.Now()
-		err := p.src.Extend(ctx, ms...)
-		p.extended(ms, err, sent)
-		if errors.Is(err, source.ErrLost) || errors.Is(err, source.ErrClosed) {
-			p.breakUp("a lease was lost") // what has ended does not come again before what is behind it, but this has not
+		if ms = p.open(ms); len(ms) == 0 {
+			return nil
 		}
-		return err
+		sent := s.cfg.Clock.Now()
+		return p.extended(ms, p.src.Extend(ctx, ms...), sent)
 	}, false)
 }
 
 // Ack implements source.Source.
 func (s *Source) Ack(ctx context.Context, ms ...*source.Message) error {
-	return s.each(ms, func(p *part, ms []*source.Message) error { return p.src.Ack(ctx, ms...) }, true)
+	return s.each(ms, func(p *part, ms []*source.Message) error {
+		defer p.ending(ms)()
+		return p.src.Ack(ctx, ms...)
+	}, true)
 }
 
 // Release implements source.Source. Without a delay a partition's messages stay here, in their old place.
@@ -191,6 +203,7 @@ func (s *Source) Release(ctx context.Context, delay time.Duration, ms ...*source
 			p.takeBack(ms)
 			return nil
 		}
+		defer p.ending(ms)()
 		return p.src.Release(ctx, delay, ms...)
 	}, true)
 }
@@ -234,7 +247,7 @@ func (s *Source) sort(ms []*source.Message, failed source.Failures, outer map[*s
 		case !ok:
 			by[s.base] = append(by[s.base], m)
 			outer[m] = m
-		case e.outer != m || e.part.broken || !e.part.heldLocked():
+		case !e.oursLocked(m):
 			failed[m] = fmt.Errorf("partition %d: %w", e.part.n, source.ErrLost)
 			delete(e.part.inHand, e.m)
 		default:

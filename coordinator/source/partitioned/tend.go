@@ -61,7 +61,7 @@ func (s *Source) tendOne(n int) {
 	}
 	if now := s.cfg.Clock.Now(); !p.broken {
 		for _, e := range p.inHand {
-			if now >= e.until {
+			if now >= e.until && e.ending == 0 {
 				p.breakUpLocked("a lease has run out")
 				break
 			}
