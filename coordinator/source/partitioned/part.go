@@ -201,17 +201,8 @@ func (p *part) kept(ms []*source.Message, err error, until clock.Instant) {
 	}
 }
 
-// breakUp gives up everything that we have of a partition, to begin anew: what the broker gave out is not ours any more, so it comes again, and
+// breakUpLocked gives up everything that we have of a partition, to begin anew: what the broker gave out is not ours any more, so it comes again, and
 // nothing behind it may go before.
-func (p *part) breakUp(why string) {
-	if p.n < 0 {
-		return
-	}
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	p.breakUpLocked(why)
-}
-
 func (p *part) breakUpLocked(why string) {
 	if p.broken {
 		return

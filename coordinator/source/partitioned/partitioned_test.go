@@ -162,7 +162,6 @@ type world struct {
 	t      *testing.T
 	broker *memory.Broker
 	a      *arbiter
-	n      int
 	lease  time.Duration
 
 	mu     sync.Mutex
