@@ -5,13 +5,24 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 
+	"retinue/coordinator/partition"
 	"retinue/internal/consulkit"
 )
 
-// ACL returns the Consul ACL rules that the coordinators of a job need: the records of its journal, and where its broker is.
+// ACL returns the Consul ACL rules that the coordinators of a job need: the records of its journal, who holds which partition, the sessions
+// for it, and where its broker is.
 func ACL(job string) string {
-	return fmt.Sprintf(`# The coordinators of %[1]q: their commit records.
+	return fmt.Sprintf(`# The coordinators of %[1]q: their commit records, and which of them holds which partition.
 key_prefix %[2]q {
+  policy = "write"
+}
+
+# Their sessions live on a node of their own, which has no agent.
+session %[3]q {
+  policy = "write"
+}
+
+node %[3]q {
   policy = "write"
 }
 
@@ -23,7 +34,7 @@ service "%[1]s-broker" {
 node_prefix "" {
   policy = "read"
 }
-`, job, journals+job+"/")
+`, job, journals+job+"/", partition.VirtualNode)
 }
 
 // BrokerACL returns the Consul ACL rules that each of a job's three brokers needs: where the others are. A broker that is alone asks nothing.

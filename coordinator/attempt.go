@@ -174,10 +174,16 @@ func (m *machine) later(now clock.Instant, it *held, delay time.Duration) {
 	switch {
 	case it.lost:
 		m.forget(it)
+	case m.kept(it):
+		it.state, it.notBefore = item.Held, now.Add(delay)
+		m.queue = append(m.queue, it)
 	case m.closed(), !m.blocking(it) && !probe && (delay > m.cfg.hold() || crowded):
-		if it.dirty {
+		if it.dirty && !m.inPlace(it) {
 			m.giveBack(now, it, delay)
 			return
+		}
+		if m.inPlace(it) {
+			delay = 0
 		}
 		it.state = item.Releasing
 		m.totals.Released++

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"time"
 
+	"retinue/coordinator/partition"
 	"retinue/internal/hint"
 )
 
@@ -72,6 +73,8 @@ type Config struct {
 	Acks int
 	// KeyOrder says that the items of a key are all at one coordinator.
 	KeyOrder bool
+	// Partitions is how many partitions the queue has, each of which one coordinator takes at a time; 0: none. ToPartitions are those of the next stage.
+	Partitions, ToPartitions int
 	// To is the queue of the next stage; "" for none. Dead is the queue of dead letters.
 	To, Dead string
 	// Gather is the queue that gets one item when all parts of a group have been committed; "" for none. Split makes the messages of an item
@@ -114,6 +117,12 @@ func (c Config) Validate() error {
 		return hint.Wrap(fmt.Errorf("%d crash attempts", c.CrashAttempts), "1 or more; 2 lets an item crash a worker twice")
 	case c.Lane != LaneBlock && c.Lane != LaneSkip && c.Lane != LanePark:
 		return hint.Wrap(fmt.Errorf("on_fail %q", c.Lane), "use block, skip or park")
+	case c.Partitions < 0 || c.Partitions > partition.MaxPartitions || c.ToPartitions < 0 || c.ToPartitions > partition.MaxPartitions:
+		return hint.Wrap(fmt.Errorf("%d partitions, and %d of the next stage", c.Partitions, c.ToPartitions), "0 for none, or 1 to %d: each is a queue of the broker", partition.MaxPartitions)
+	case c.Partitions > 0 && (!c.Keys || c.Key != ""):
+		return hint.Wrap(errors.New("partitions without order by the message's key"), "write order = message: a producer puts an item into its partition, and knows only the message's own key")
+	case c.ToPartitions > 0 && c.To == "":
+		return hint.Wrap(errors.New("partitions of a next stage, and there is none"), "name it with to")
 	case c.KeyRate > 0 && !c.Keys:
 		return hint.Wrap(errors.New("a rate for each key, and items have no keys"), "order names the key: message or header:NAME; on_fail = \"skip\" where only the rate matters")
 	case c.Rate < 0 || c.KeyRate < 0:

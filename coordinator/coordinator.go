@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"retinue/coordinator/commit"
 	"retinue/coordinator/item"
 	"retinue/coordinator/source"
+	"retinue/coordinator/source/partitioned"
 	"retinue/coordinator/worker"
 	"retinue/internal/clock"
 )
@@ -21,6 +23,8 @@ import (
 type Parts struct {
 	// Open opens a queue of the broker: this stage's, the next one's, the dead letters'.
 	Open func(source.Options) (source.Source, error)
+	// Owner knows which partitions are ours; nil where the queue has none.
+	Owner partitioned.Owner
 	// Point is the commit point; nil for none.
 	Point  commit.Point
 	Worker worker.Worker
@@ -59,6 +63,23 @@ type envelope struct {
 	reply chan bool
 }
 
+// Producer opens a queue to publish to and to count. partitions are those that its coordinators have.
+func (p Parts) Producer(o source.Options, partitions int) (source.Source, error) {
+	return p.open(o, partitions, nil, nil)
+}
+
+// open opens a queue with its partitions.
+func (p Parts) open(o source.Options, partitions int, owner partitioned.Owner, back func(int, []*source.Message)) (source.Source, error) {
+	if partitions == 0 {
+		return p.Open(o)
+	}
+	src, err := partitioned.New(partitioned.Config{Open: p.Open, Options: o, Partitions: partitions, Owner: owner, Back: back, Clock: p.Clock, Log: p.Log})
+	if err != nil {
+		return nil, err // a nil pointer must not become a source that is not nil
+	}
+	return src, nil
+}
+
 // New opens the queue. Run starts the work.
 func New(cfg Config, parts Parts) (*Coordinator, error) {
 	if err := cfg.Validate(); err != nil {
@@ -67,13 +88,14 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 	cfg.Record = parts.Point != nil
 	cfg.Check = cfg.Record && parts.Point.Cheap()
 	opts := source.Options{Queue: cfg.Queue, Lease: cfg.Lease, Prefetch: cfg.Slots*cfg.Batch + cfg.prefetch(), Classes: cfg.Classes}
-	src, err := parts.Open(opts)
+	var c *Coordinator
+	src, err := parts.open(opts, cfg.Partitions, parts.Owner, func(p int, ms []*source.Message) { c.post(evHandBack{p, ms}) })
 	if err != nil {
 		return nil, fmt.Errorf("open queue %s: %w", cfg.Queue, err)
 	}
 	cfg.Acks, cfg.KeyOrder = src.Caps().Acks, src.Caps().KeyOrder
 	jitter := func(d time.Duration) time.Duration { return rand.N(d + 1) }
-	c := &Coordinator{cfg: cfg, parts: parts, source: src, feed: newFeed(), inbox: make(chan envelope, 256), ended: make(chan struct{}), orders: make(chan any, 4), jobs: make(chan func()),
+	c = &Coordinator{cfg: cfg, parts: parts, source: src, feed: newFeed(), inbox: make(chan envelope, 256), ended: make(chan struct{}), orders: make(chan any, 4), jobs: make(chan func()),
 		m: newMachine(cfg, time.Now, jitter), calls: map[uint64]context.CancelCauseFunc{}, queues: map[string]source.Source{cfg.Queue: src}}
 	c.metrics = newMetrics(c)
 	c.times = newTimetable(c, cfg.Schedules)
@@ -163,6 +185,9 @@ func (c *Coordinator) take(ctx context.Context, env envelope) {
 	if ev, ok := env.ev.(evCalled); ok {
 		delete(c.calls, ev.call)
 	}
+	if ev, ok := env.ev.(evReceived); ok {
+		env.ev = evReceived{c.ours(ev.msgs), ev.err}
+	}
 	c.stepped = now
 	found := c.m.step(now, env.ev)
 	for _, fx := range c.m.take() {
@@ -171,6 +196,16 @@ func (c *Coordinator) take(ctx context.Context, env envelope) {
 	if env.reply != nil {
 		env.reply <- found
 	}
+}
+
+// ours leaves out messages of a partition that has begun anew since they were received: the machine may have been told before that what was before
+// them is lost.
+func (c *Coordinator) ours(msgs []*source.Message) []*source.Message {
+	p, ok := c.source.(*partitioned.Source)
+	if !ok {
+		return msgs
+	}
+	return slices.DeleteFunc(msgs, func(m *source.Message) bool { return !p.Ours(m) })
 }
 
 var errEnded = errors.New("the coordinator has ended")
@@ -226,11 +261,11 @@ func (c *Coordinator) open(queue string) (source.Source, error) {
 	if src := c.queues[queue]; src != nil {
 		return src, nil
 	}
-	classes := 1
+	classes, partitions := 1, 0
 	if queue == c.cfg.To {
-		classes = c.cfg.ToClasses
+		classes, partitions = c.cfg.ToClasses, c.cfg.ToPartitions
 	}
-	src, err := c.parts.Open(source.Options{Queue: queue, Lease: c.cfg.Lease, Classes: classes})
+	src, err := c.parts.Producer(source.Options{Queue: queue, Lease: c.cfg.Lease, Classes: classes}, partitions)
 	if err != nil {
 		return nil, fmt.Errorf("open queue %s: %w", queue, err)
 	}

@@ -31,6 +31,11 @@ type (
 	}
 	evReleased struct{ handles []uint64 }
 
+	evHandBack struct { // a partition goes to another coordinator: what has not begun goes back
+		partition int
+		msgs      []*source.Message
+	}
+
 	// From the commit point.
 	evChecked struct {
 		handle uint64

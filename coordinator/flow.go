@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"slices"
 	"time"
 
 	"retinue/coordinator/item"
@@ -54,16 +55,23 @@ func (m *machine) driveHandBack(now clock.Instant) {
 		return
 	}
 	var back []uint64
+	stay := m.queue[:0:0]
 	for len(m.queue) > keep {
 		it := m.queue[len(m.queue)-1]
 		m.queue = m.queue[:len(m.queue)-1]
-		if it.dirty {
+		switch {
+		case m.partitioned(it) && !m.stopping:
+			stay = append(stay, it)
+			continue
+		case it.dirty && !m.inPlace(it):
 			m.giveBack(now, it, max(0, it.notBefore.Sub(now)))
 			continue
 		}
 		it.state = item.Releasing
 		back = append(back, it.handle)
 	}
+	slices.Reverse(stay)
+	m.queue = append(m.queue, stay...)
 	if len(back) > 0 {
 		m.totals.Released += uint64(len(back))
 		m.emit(fxRelease{back, 0})
@@ -73,6 +81,14 @@ func (m *machine) driveHandBack(now clock.Instant) {
 // driveReceive takes from the broker what will find a slot soon.
 func (m *machine) driveReceive(now clock.Instant) {
 	if m.closed() || len(m.redo) > 0 {
+		if !m.idle {
+			m.idle = true
+			m.emit(fxIdle{})
+		}
+		return
+	}
+	if m.cfg.Partitions > 0 && m.flow.failures >= patience && now < m.flow.until {
+		// Its partitions had better be others' until the next attempt may begin.
 		if !m.idle {
 			m.idle = true
 			m.emit(fxIdle{})

@@ -22,6 +22,8 @@ type machine struct {
 	busy  map[string]*held // by id: running or finishing
 	calls map[uint64]*call
 	lanes map[string]*lane
+	// leaving are messages of partitions that go to others, which may not have arrived.
+	leaving map[*source.Message]bool
 	// No call has to be ended before. A beat moves the end of its call, not this.
 	callsDue clock.Instant
 	past     past
@@ -134,6 +136,8 @@ func (m *machine) handle(now clock.Instant, ev any) bool {
 				m.forget(it)
 			}
 		}
+	case evHandBack:
+		m.handBack(ev)
 	case evShare:
 		m.setShare(now, ev.share)
 	case evPause:
@@ -216,6 +220,7 @@ func (m *machine) received(now clock.Instant, ev evReceived) {
 	for _, msg := range ev.msgs {
 		m.admit(now, msg)
 	}
+	m.handBackArrived()
 }
 
 func (m *machine) admit(now clock.Instant, msg *source.Message) {
@@ -294,6 +299,7 @@ func (m *machine) lose(it *held) {
 	}
 	it.lost = true
 	m.totals.Lost++
+	m.loseBehind(it)
 	switch it.state {
 	case item.Held:
 		m.forget(it)

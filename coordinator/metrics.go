@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"retinue/coordinator/partition"
 	"retinue/coordinator/worker"
 	prom "retinue/internal/metrics"
 )
@@ -106,6 +107,10 @@ func (c *Coordinator) stats(ctx context.Context) (Stats, error) {
 		if d.Oldest < 0 {
 			st.Depth.OldestS = -1
 		}
+	}
+	if who, ok := c.parts.Owner.(interface{ View() partition.View }); ok {
+		view := who.View()
+		st.Partitions = &view
 	}
 	return st, nil
 }

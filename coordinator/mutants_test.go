@@ -37,7 +37,7 @@ var mutants = []struct {
 	{"a dead letter that a late worker can still commit", "finish.go",
 		"	case m.cfg.Record:\n", "	case m.cfg.Record && p.state != item.Dead:\n", "TestModel"},
 	{"a history that a stop forgets", "flow.go",
-		"		if it.dirty {\n", "		if false {\n", "TestStopKeepsTheHistory"},
+		"		case it.dirty && !m.inPlace(it):\n", "		case false:\n", "TestStopKeepsTheHistory"},
 	{"an attempt counted at the stop", "attempt.go",
 		"	default:\n		m.fail(now, c, it, item.Infra, v)\n", "	default:\n		m.fail(now, c, it, item.Error, v)\n", "TestDrainOnStop"},
 	{"a duplicate that runs beside the first", "schedule.go",

@@ -91,6 +91,8 @@ type OrderSettings struct {
 	Key    string `hcl:"key,optional"`
 	OnFail string `hcl:"on_fail,optional"`
 	Hold   int    `hcl:"hold,optional"`
+	// Partitions keep the order over all coordinators: each is taken by one of them at a time.
+	Partitions int `hcl:"partitions,optional"`
 }
 
 // RateSettings bound how often the worker is called.
@@ -110,14 +112,16 @@ type PrioritySettings struct {
 type OutputSettings struct {
 	To        string `hcl:"to,optional"`
 	ToClasses int    `hcl:"to_classes,optional"`
-	Commit    string `hcl:"commit,optional"`
-	Done      string `hcl:"done,optional"`
-	Sync      bool   `hcl:"sync,optional"`
-	Journal   string `hcl:"journal,optional"`
-	Artifacts string `hcl:"artifacts,optional"`
-	Split     bool   `hcl:"split,optional"`
-	Gather    string `hcl:"gather,optional"`
-	Keep      string `hcl:"keep,optional"`
+	// ToPartitions are the partitions of the next stage.
+	ToPartitions int    `hcl:"to_partitions,optional"`
+	Commit       string `hcl:"commit,optional"`
+	Done         string `hcl:"done,optional"`
+	Sync         bool   `hcl:"sync,optional"`
+	Journal      string `hcl:"journal,optional"`
+	Artifacts    string `hcl:"artifacts,optional"`
+	Split        bool   `hcl:"split,optional"`
+	Gather       string `hcl:"gather,optional"`
+	Keep         string `hcl:"keep,optional"`
 }
 
 // DeadLetterSettings name the queue of dead letters.
@@ -210,7 +214,7 @@ func (s Settings) Config() (Config, error) {
 		Attempts: s.Retry.Attempts, CrashAttempts: s.Retry.CrashAttempts, Retry: p.backoff("backoff", s.Retry.Backoff), CrashRetry: p.backoff("crash_backoff", s.Retry.CrashBackoff),
 		NotReady: p.backoff("not_ready", s.Retry.NotReady), Infra: p.backoff("infra", s.Retry.Infra), Lane: Lane(s.Order.OnFail),
 		Rate: p.rate("rate", s.Rate.Queue), KeyRate: p.rate("per_key", s.Rate.PerKey), Burst: max(1, s.Rate.Burst), KeyBurst: max(1, s.Rate.Burst),
-		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Dead: s.DeadLetter.Queue,
+		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Partitions: s.Order.Partitions, ToPartitions: s.Output.ToPartitions, Dead: s.DeadLetter.Queue,
 		Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
 	if c.Dead == "" {
 		c.Dead = c.Queue + "-dead"
@@ -279,6 +283,8 @@ func (s Settings) check() error {
 		return hint.Wrap(errors.New("commit by publication without a next stage"), "give --to QUEUE")
 	case s.Output.ToClasses < 1 || s.Output.ToClasses > 10:
 		return fmt.Errorf("to_classes %d is not between 1 and 10", s.Output.ToClasses)
+	case s.Order.Partitions > 0 && s.Load == "":
+		return hint.Wrap(errors.New("partitions, and nowhere to agree on who takes which"), "give --load consul:NAME, NAME being the job, the same for all coordinators of the queue")
 	case s.Order.Hold < 0 || s.Order.Hold > 100000:
 		return fmt.Errorf("hold %d is not between 0 and 100000", s.Order.Hold)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"retinue/coordinator/item"
+	"retinue/coordinator/partition"
 	"retinue/internal/clock"
 )
 
@@ -35,6 +36,8 @@ type Stats struct {
 	Parked      []string `json:"parked,omitempty"` // keys
 	Totals      Totals   `json:"totals"`
 	Depth       *Depth   `json:"depth,omitempty"`
+	// Partitions are who holds which; absent where the queue has none.
+	Partitions *partition.View `json:"partitions,omitempty"`
 }
 
 // Depth is how much the broker has; -1 where it does not tell.

@@ -360,6 +360,9 @@ func printStats(cmd *cobra.Command, asJSON bool, st coordinator.Stats) error {
 	if d := st.Depth; d != nil {
 		fmt.Fprintf(w, "broker    %s ready, %s delayed, %s in flight, oldest %s\n", count(d.Ready), count(d.Delayed), count(d.InFlight), seconds(d.OldestS))
 	}
+	if st.Partitions != nil {
+		printPartitions(w, *st.Partitions)
+	}
 	fmt.Fprintf(w, "ended     %s\nfailed    %s\n", counts(st.Totals.Ended), counts(st.Totals.Failed))
 	fmt.Fprintf(w, "since its start: %d received, %d given back, %d leases lost, %d outputs too late\n", st.Totals.Received, st.Totals.Released, st.Totals.Lost, st.Totals.Late)
 	if len(st.Parked) > 0 {

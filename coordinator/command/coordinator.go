@@ -114,11 +114,13 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	number("attempts", "attempts that may fail before an item is dead", func(s *coordinator.Settings) *int { return &s.Retry.Attempts })
 	text("backoff", "shortest and longest delay between attempts", func(s *coordinator.Settings) *string { return &s.Retry.Backoff })
 	text("order", "items of a key one after the other: message (the message's key) or header:NAME", func(s *coordinator.Settings) *string { return &s.Order.Key })
+	number("partitions", "keep the order of a key over all coordinators: each of so many partitions is taken by one of them at a time (with --load)", func(s *coordinator.Settings) *int { return &s.Order.Partitions })
 	text("on-fail", "what the items of a key do while the first one fails: block, skip or park", func(s *coordinator.Settings) *string { return &s.Order.OnFail })
 	text("rate", "at most so many items, like 10/s; of all coordinators with the same --load together", func(s *coordinator.Settings) *string { return &s.Rate.Queue })
 	text("rate-per-key", "at most so many items of a key", func(s *coordinator.Settings) *string { return &s.Rate.PerKey })
 	number("classes", "classes of priority of this queue", func(s *coordinator.Settings) *int { return &s.Priority.Classes })
 	text("to", "queue of the next stage", func(s *coordinator.Settings) *string { return &s.Output.To })
+	number("to-partitions", "partitions of the next stage, as its coordinators have them", func(s *coordinator.Settings) *int { return &s.Output.ToPartitions })
 	text("commit", "where an item's end is decided: rename, journal, publish or none", func(s *coordinator.Settings) *string { return &s.Output.Commit })
 	text("done", "folder of committed outputs, shared by all nodes (commit rename)", func(s *coordinator.Settings) *string { return &s.Output.Done })
 	text("journal", "store of the commit records: consul:NAME, broker:NAME (NATS, Redis) or s3://BUCKET/PREFIX, the same for all coordinators of a queue (commit journal)", func(s *coordinator.Settings) *string { return &s.Output.Journal })
@@ -195,12 +197,17 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	owner, leave, err := ownPartitions(cmd.Context(), s, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	var c *coordinator.Coordinator
 	w, err := s.NewWorker(point, func(id string, again bool) { c.Beat(id, again) })
 	if err != nil {
 		return err
 	}
-	if c, err = coordinator.New(cfg, coordinator.Parts{Open: open, Point: point, Worker: w, Clock: clock.Recent(), Log: log}); err != nil {
+	if c, err = coordinator.New(cfg, coordinator.Parts{Open: open, Owner: owner, Point: point, Worker: w, Clock: clock.Recent(), Log: log}); err != nil {
 		return errors.Join(err, w.Close())
 	}
 	listeners, err := openListeners(s.Listen, f.mode, log)

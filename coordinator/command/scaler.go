@@ -31,7 +31,7 @@ type scalerFlags struct {
 	brokers                           Brokers
 	cfg                               scale.Config // what holds for all queues
 	queues, groups                    []string
-	slots, min, max                   []int
+	slots, min, max, partitions       []int
 	broker, load, nomad, mode, logLev string
 	lease                             time.Duration
 	classes                           int
@@ -73,6 +73,7 @@ under way Nomad scales no job.`,
 	flags.StringSliceVar(&f.queues, "queue", nil, "the queue, or several")
 	flags.StringVar(&f.broker, "broker", "", "where the queue is, as the coordinators have it")
 	flags.IntVar(&f.classes, "classes", 1, "classes of priority of the queue, as the coordinators have it")
+	flags.IntSliceVar(&f.partitions, "partitions", []int{0}, "partitions of the queue, as the coordinators have them; 0 for none")
 	flags.DurationVar(&f.lease, "lease", 10*time.Second, "lease of the queue's messages, as the coordinators have it")
 	flags.StringVar(&f.cfg.Job, "job", os.Getenv("NOMAD_JOB_ID"), "the Nomad job of the workers; default this task's own")
 	flags.StringSliceVar(&f.groups, "group", []string{"worker"}, "the group of the workers, one for each queue")
@@ -177,8 +178,12 @@ func (f *scalerFlags) run(cmd *cobra.Command) (err error) {
 		}
 	}()
 	var scalers []*scale.Scaler
-	for _, c := range configs {
-		s, err := f.scaler(c, open, scale.Nomad{API: api}, queues, log)
+	for i, c := range configs {
+		var partitions int
+		if err := pick(&partitions, "partitions", f.partitions, i, len(configs)); err != nil {
+			return errors.Join(cli.Usage(err), closeAll(listeners))
+		}
+		s, err := f.scaler(c, partitions, open, scale.Nomad{API: api}, queues, log)
 		if err != nil {
 			return errors.Join(err, closeAll(listeners))
 		}
@@ -205,12 +210,12 @@ func (f *scalerFlags) run(cmd *cobra.Command) (err error) {
 }
 
 // scaler makes the scaler of one queue, which it opens and puts among queues.
-func (f *scalerFlags) scaler(c scale.Config, open func(source.Options) (source.Source, error), cluster scale.Cluster, queues map[string]source.Source, log hclog.Logger) (*scale.Scaler, error) {
+func (f *scalerFlags) scaler(c scale.Config, partitions int, open func(source.Options) (source.Source, error), cluster scale.Cluster, queues map[string]source.Source, log hclog.Logger) (*scale.Scaler, error) {
 	place, consul, err := openPlace(f.load, c.Queue)
 	if err != nil {
 		return nil, err
 	}
-	queue, err := open(source.Options{Queue: c.Queue, Lease: f.lease, Classes: f.classes})
+	queue, err := coordinator.Parts{Open: open, Clock: clock.Boot(), Log: log}.Producer(source.Options{Queue: c.Queue, Lease: f.lease, Classes: f.classes}, partitions)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"retinue/internal/hint"
 )
 
 // Limits of the contract.
@@ -38,6 +40,18 @@ type Options struct {
 	Prefetch int
 	// Classes is the number of priority classes, 1 to MaxClasses. Default 1. All producers and consumers of a queue use the same.
 	Classes int
+	// Order: the queue has one consumer at a time, and its messages are to be taken in the order of publication (Caps.Order says
+	// how far that goes). All its consumers and producers use the same. A broker that cannot do it is ErrConfig.
+	Order bool
+}
+
+// NoOrder refuses Order, for adapters of brokers that cannot keep it.
+func (o Options) NoOrder(broker string) error {
+	if !o.Order {
+		return nil
+	}
+	return hint.Wrap(fmt.Errorf("%w: %s does not keep the order of a queue", ErrConfig, broker),
+		"leave partitions out: Kafka with groups=classic and SQS with fifo=true have an order of each key of their own, and NATS, Redis, RabbitMQ and ActiveMQ can have partitions")
 }
 
 // Complete checks the options and fills in what was left out.

@@ -66,7 +66,8 @@ type Message struct {
 	Headers map[string]string // as published; never nil
 	Key     string            // Out.Key, "" where it has none
 	Class   int               // Out.Class
-	// Published is when it was published, by the producer's or the broker's clock; zero where the broker does not tell.
+	// Published is when it was published, by the producer's or the broker's clock; zero where the broker does not tell. It is the
+	// same in every delivery. With Caps.Order each message of one publishing Source has a later time than the one before.
 	Published time.Time
 	// Deliveries counts how often this item has been handed out, this time included. Only an indication: see Caps.Deliveries.
 	Deliveries int
@@ -108,6 +109,17 @@ type Caps struct {
 	// KeyOrder: messages of one key are received in the order of publication on their first delivery, and all that are in
 	// flight are at one consumer. What happens after a Release is up to the coordinator: it keeps a message instead.
 	KeyOrder bool
+	// Order: what Options.Order asks for is kept. Among messages of one class without a delay:
+	//   - One consumer receives first deliveries in the order of publication by one Source: that of its calls of Publish, and
+	//     within one call that of outs. Calls at the same time have no order, and what is published again after an error has the
+	//     place of whichever attempt the broker took.
+	//   - What a consumer had and gave back (Release without a delay, Idle, Close), or lost as it died, once its lease is over and
+	//     the broker has noticed (Redelivery), comes before all that was never handed out: at a consumer whose first Receive is
+	//     after that, and at the same one after its Idle. Among themselves such messages come in any order.
+	// A delivery that is lost on the way, with its connection or with the broker, may come behind younger messages, where the
+	// broker waits for the end of its lease. So a source whose connection was lost receives nothing any more: ErrUnavailable, for
+	// good. Whoever goes on opens another one, and waits for that end.
+	Order bool
 	// Deliveries: Message.Deliveries counts every delivery, over deaths of consumers too. Otherwise it only tells 1 (first, as
 	// far as known) from more.
 	Deliveries bool

@@ -3,6 +3,8 @@ package source
 import (
 	"errors"
 	"testing"
+
+	"retinue/internal/hint"
 )
 
 func TestClassesShare(t *testing.T) {
@@ -49,5 +51,14 @@ func TestOptionsAreCompleted(t *testing.T) {
 	o := Options{Queue: "q"}
 	if err := o.Complete(); err != nil || o.Lease == 0 || o.Prefetch == 0 || o.Classes != 1 || o.Consumer == "" {
 		t.Errorf("%+v: %v", o, err)
+	}
+}
+
+func TestNoOrderSaysWhatToDo(t *testing.T) {
+	if err := (Options{}).NoOrder("X"); err != nil {
+		t.Error(err)
+	}
+	if err := (Options{Order: true}).NoOrder("X"); !errors.Is(err, ErrConfig) || hint.Of(err) == "" {
+		t.Errorf("%v, hint %q", err, hint.Of(err))
 	}
 }

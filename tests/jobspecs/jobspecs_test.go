@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -158,7 +159,17 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"artifacts=/shared":   "must be like s3://BUCKET/PREFIX",
 		"broker_disk=-1":      "must be a whole number",
 		"brokers=2":           "must be 1 or 3",
+		"partitions=65":       "must be a whole number from 0 to 64",
+		"partitions=8":        "partitions need order = message",
+		"to_partitions=8":     "name it with to",
+		`coordinator_env={RETINUE_COORDINATOR_PARTITIONS="8"}`: "by the variables partitions and to_partitions",
+		"coordinator_config=output {\n  to_partitions = 8\n}":  "by the variables partitions and to_partitions",
+		"coordinator_config=order { partitions = 8 }":          "by the variables partitions and to_partitions",
 	})
+	refuses(t, "work-queue", map[string]string{
+		"queue_url=kafkas://x": "SQS and Kafka have no partitions",
+		"order=header:tenant":  "partitions need order = message",
+	}, "-var", "partitions=8", "-var", "order=message")
 	refuses(t, "work-queue-dispatch", map[string]string{
 		"driver=exec":      "must be docker or raw_exec",
 		"network_mode=cni": "must be bridge, host or none",
@@ -172,18 +183,25 @@ func TestWrongQueuesAreRefused(t *testing.T) {
 		"min_count={ words = 2 }":  "the min_count must not be above the max_count of stage words",
 		"gather=[\"top\"]":         "the last stage gathers into nothing",
 		"queue_url=memory:":        "must begin with nats://",
+		"partitions={ orc = 3 }":   "there is no stage orc",
+		"partitions={ top = 65 }":  "must have whole numbers from 0 to 64",
+		"to_partitions=8":          "name it with to",
+		`coordinator_env={RETINUE_COORDINATOR_TO_PARTITIONS="8"}`:                                                                "not in RETINUE_COORDINATOR_TO_PARTITIONS",
+		`coordinator_config={words="order { partitions = 8 }"}`:                                                                  "not in coordinator_config of words",
 		`stages=[{name="scaler",count=1,slots=1,image="",command="",args=[]}]`:                                                   "No stage may be called broker or scaler",
 		`stages=[{name="a",count=-1,slots=1,image="",command="",args=[]}]`:                                                       "must be a whole number, 0 or more, and its slots 1 or more",
 		`stages=[{name="A B",count=1,slots=1,image="",command="",args=[]}]`:                                                      "lower-case letters, digits and dashes",
 		`stages=[{name="a",count=1,slots=1,image="",command="",args=[]},{name="a",count=1,slots=1,image="",command="",args=[]}]`: "a name of its own",
 	})
+	refuses(t, "work-queue-pipeline", map[string]string{"queue_url=sqs://eu-central-1": "SQS and Kafka have no partitions"}, "-var", "partitions={ top = 8 }")
 }
 
-func refuses(t *testing.T, pattern string, values map[string]string) {
+// refuses has Nomad refuse each of values, beside others that are right.
+func refuses(t *testing.T, pattern string, values map[string]string, others ...string) {
 	t.Helper()
 	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", pattern, pattern+".nomad.hcl")
 	for value, complaint := range values {
-		job, said := parse(t, spec, "-var", value)
+		job, said := parse(t, spec, append(slices.Clone(others), "-var", value)...)
 		if job != nil {
 			t.Errorf("%s: %s is accepted", pattern, value)
 		} else if !strings.Contains(said, complaint) {
@@ -469,6 +487,56 @@ func TestScalingPipelineShape(t *testing.T) {
 	for _, group := range job.TaskGroups {
 		if addr := group.Tasks[0].Env["RETINUE_COORDINATOR_ADDR"]; addr != "" {
 			t.Errorf("items that are put into %s go into another stage than the first", *group.Name)
+		}
+	}
+}
+
+// All that speak to a queue with partitions count the same: its coordinators, the stage before, the scaler. And the coordinators have a place to
+// agree on who takes which.
+func TestPartitionsAreKnownToAll(t *testing.T) {
+	spec := filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue", "work-queue.nomad.hcl")
+	job, complaint := parse(t, spec, "-var", "job_name=orders", "-var", "max_count=3", "-var", "order=message", "-var", "partitions=12", "-var", "to=bills", "-var", "to_partitions=6")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	env, scaler := job.TaskGroups[0].Tasks[0].Env, job.TaskGroups[1].Tasks[0].Env
+	for name, want := range map[string]string{"ORDER": "message", "PARTITIONS": "12", "TO": "bills", "TO_PARTITIONS": "6", "LOAD": "consul:orders"} {
+		if got := env["RETINUE_COORDINATOR_"+name]; got != want {
+			t.Errorf("RETINUE_COORDINATOR_%s is %q, not %q", name, got, want)
+		}
+	}
+	if got := scaler["RETINUE_SCALER_PARTITIONS"]; got != "12" {
+		t.Errorf("the scaler counts %q partitions", got)
+	}
+	if job, complaint = parse(t, spec, "-var", "order=message", "-var", "partitions=12"); job == nil || job.TaskGroups[0].Tasks[0].Env["RETINUE_COORDINATOR_LOAD"] != "consul:work-queue" {
+		t.Errorf("coordinators of a queue that does not scale itself cannot agree: %s", complaint)
+	}
+
+	spec = filepath.Join(harness.RepoRoot(t), "jobspecs", "work-queue-pipeline", "work-queue-pipeline.nomad.hcl")
+	for _, test := range []struct{ gather, want string }{
+		{`[]`, "words:  0 4 , count: message 4 12 consul:p, top: message 12 6 consul:p"},
+		{`["count"]`, "words:  0 4 , count: message 4 0 consul:p, top: message 12 6 consul:p"}, // what is gathered has no key
+	} {
+		job, complaint = parse(t, spec, "-var", "job_name=p", "-var", "partitions={ count = 4, top = 12 }", "-var", "to=results", "-var", "to_partitions=6", "-var", "gather="+test.gather)
+		if job == nil {
+			t.Fatal(complaint)
+		}
+		var stages []string
+		for _, group := range job.TaskGroups[:3] {
+			env := group.Tasks[0].Env
+			stages = append(stages, fmt.Sprintf("%s: %s %s %s %s", *group.Name, env["RETINUE_COORDINATOR_ORDER"], env["RETINUE_COORDINATOR_PARTITIONS"], env["RETINUE_COORDINATOR_TO_PARTITIONS"], env["RETINUE_COORDINATOR_LOAD"]))
+		}
+		if got := strings.Join(stages, ", "); got != test.want {
+			t.Errorf("%s, not %s", got, test.want)
+		}
+	}
+	job, complaint = parse(t, spec, "-var", "job_name=p", "-var", "partitions={ count = 4, top = 12 }", "-var", "max_count={ words = 8, top = 2 }")
+	if job == nil {
+		t.Fatal(complaint)
+	}
+	for _, group := range job.TaskGroups {
+		if env := group.Tasks[0].Env; *group.Name == "scaler" && env["RETINUE_SCALER_QUEUE"]+" "+env["RETINUE_SCALER_PARTITIONS"] != "p-words,p-top 0,12" {
+			t.Errorf("the scaler: %v", env)
 		}
 	}
 }

@@ -31,12 +31,13 @@ const (
 	oneEffect   = "effects happen once"
 	attempts    = "attempts are accounted for"
 	noRerun     = "nothing is executed again without a reason"
+	inOrder     = "items of a key are executed in order"
 	emptyAtEnd  = "the queue is empty at the end"
 	rightOutput = "the output is the one of an execution of the item"
 )
 
 func promises() []string {
-	return []string{noLoss, oneEffect, rightOutput, attempts, noRerun, emptyAtEnd}
+	return []string{noLoss, oneEffect, rightOutput, attempts, noRerun, inOrder, emptyAtEnd}
 }
 
 // execution is one that a worker wrote down.
@@ -122,23 +123,43 @@ func (w *world) judge() (*report, error) {
 		r.Faults[ownError]++
 		faults = append(faults, event{class: ownError, from: at.Add(-w.Lease), to: at})
 	}
+	records := map[string]*item.Record{}
 	for id, h := range w.ledger.items {
 		rec, err := record(w.Dir, id)
 		if err != nil {
 			return nil, err
 		}
+		records[id] = rec
 		r.count(h, rec, ran[id])
-		for _, f := range judgeItem(id, h, rec, ran[id], w.Lease, faults, w.ledger.late) {
+		for _, f := range judgeItem(id, h, rec, ran[id], w.reach(), faults, w.ledger.late) {
 			r.Findings = append(r.Findings, f)
 			r.Broken[f.Promise]++
 		}
+	}
+	for _, f := range judgeOrder(w.ledger.items, records, ran) {
+		r.Findings = append(r.Findings, f)
+		r.Broken[f.Promise]++
 	}
 	slices.SortFunc(r.Findings, func(a, b finding) int { return strings.Compare(a.String(), b.String()) })
 	return r, nil
 }
 
+// scope is how far a fault reaches.
+type scope struct {
+	lease time.Duration
+	all   bool // it may have moved items between any coordinators
+}
+
+// reach: where a partition begins anew because of one item, or goes to another coordinator, its other items do so too, when everybody knows.
+func (w *world) reach() scope {
+	if w.Partitions > 0 {
+		return scope{4 * w.Lease, true}
+	}
+	return scope{w.Lease, false}
+}
+
 // judgeItem is the judgement of one item.
-func judgeItem(id string, h *history, rec *item.Record, ran []*execution, lease time.Duration, faults, late []event) (found []finding) {
+func judgeItem(id string, h *history, rec *item.Record, ran []*execution, reach scope, faults, late []event) (found []finding) {
 	say := func(promise, format string, args ...any) {
 		found = append(found, finding{promise, id, fmt.Sprintf(format, args...)})
 	}
@@ -186,7 +207,7 @@ func judgeItem(id string, h *history, rec *item.Record, ran []*execution, lease 
 		if e.attempt > n+1+unseen {
 			say(attempts, "execution %d was called attempt %d", n+1, e.attempt)
 		}
-		if n > 0 && !h.again && !explained(h, ran[:n+1], lease, faults, late) {
+		if n > 0 && !h.again && !explained(h, ran[:n+1], reach, faults, late) {
 			say(noRerun, "executed by %s at %s, and again by %s %v later, without a fault nearby", ran[n-1].member, ran[n-1].from.Format("15:04:05.000"), e.member, e.from.Sub(ran[n-1].from).Round(time.Millisecond))
 		}
 	}
@@ -205,12 +226,12 @@ func struckEarly(h *history, faults []event) (n int) {
 
 // explained says whether the last of some executions has a reason: the one before failed, or something that concerns the item
 // was broken since it was taken first, or the machine stood still.
-func explained(h *history, ran []*execution, lease time.Duration, faults, late []event) bool {
+func explained(h *history, ran []*execution, reach scope, faults, late []event) bool {
 	before, last := ran[len(ran)-2], ran[len(ran)-1]
 	if before.end == failed && h.task.Fail >= before.attempt {
 		return true
 	}
-	from := ran[0].from.Add(-lease)
+	from := ran[0].from.Add(-reach.lease)
 	if from.Before(h.offered) {
 		from = h.offered
 	}
@@ -218,9 +239,9 @@ func explained(h *history, ran []*execution, lease time.Duration, faults, late [
 	for _, f := range faults {
 		// After a broker is back, or a coordinator, it takes a moment until all go on.
 		if !f.to.IsZero() {
-			f.to = f.to.Add(lease)
+			f.to = f.to.Add(reach.lease)
 		}
-		if overlaps(f) && (f.member == "" || slices.ContainsFunc(ran, func(e *execution) bool { return e.member == f.member })) {
+		if overlaps(f) && (f.member == "" || reach.all || slices.ContainsFunc(ran, func(e *execution) bool { return e.member == f.member })) {
 			return true
 		}
 	}

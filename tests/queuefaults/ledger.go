@@ -24,6 +24,7 @@ type ledger struct {
 // history is one item's.
 type history struct {
 	task      task
+	key       string
 	offered   time.Time
 	again     bool // it was published more than once, because an answer was missing
 	confirmed bool
@@ -54,7 +55,7 @@ func (l *ledger) offered(outs []source.Out, tasks []task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, out := range outs {
-		l.items[out.ID] = &history{task: tasks[i], offered: time.Now(), outs: map[string]int{}}
+		l.items[out.ID] = &history{task: tasks[i], key: out.Key, offered: time.Now(), outs: map[string]int{}}
 	}
 }
 

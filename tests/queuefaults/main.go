@@ -43,6 +43,9 @@ type settings struct {
 	Lease  time.Duration
 	Dir    string // of everything; removed by the caller
 
+	// Partitions gives most items keys, and the queue so many partitions; 0: no order.
+	Partitions int
+
 	Coordinator string        // program: retinue-coordinator
 	Queue       string        // program: retinue-broker
 	Only        *kindOf       // the faults of coordinators, in place of all others
@@ -63,6 +66,7 @@ func command() int {
 	which := flag.String("broker", strings.Join(brokers.Kinds(), ","), "brokers to try, separated by commas")
 	out := flag.String("out", "", "document whose sections are replaced, one for each broker; default standard output")
 	bin := flag.String("coordinator", "", "coordinator to try instead of this repository's, for one that is broken on purpose")
+	partitions := flag.Int("partitions", 0, "give the items keys, whose order is kept over all coordinators with so many partitions, and break Consul too")
 	keep := flag.String("keep", "", "keep logs, records and histories in this folder")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -80,7 +84,7 @@ func command() int {
 		}
 		began := time.Now()
 		s := settings{Broker: kind, Seed: *seed, Items: *items, Kills: *kills, Limit: time.Duration(*minutes * float64(time.Minute)), Lease: 3 * time.Second, Dir: dir,
-			LongShare: 2, Pace: *pace, Log: func(format string, args ...any) {
+			LongShare: 2, Pace: *pace, Partitions: *partitions, Log: func(format string, args ...any) {
 				fmt.Fprintf(os.Stderr, "%5.0fs %s: %s\n", time.Since(began).Seconds(), kind, fmt.Sprintf(format, args...))
 			}}
 		r, err := prepared(ctx, s, *bin)

@@ -19,11 +19,17 @@ const (
 	coordTerm  Class = "coordinator restarted by SIGTERM"
 	brokerKill Class = "broker killed"
 	brokerStop Class = "broker stopped"
+	consulKill Class = "Consul killed"
+	consulStop Class = "Consul stopped"
 	ownError   Class = "the broker's own error" // nobody's doing here
 )
 
-func (c Class) kill() bool { return c == workerKill || c == coordKill || c == brokerKill }
-func (c Class) stop() bool { return c == workerStop || c == coordStop || c == brokerStop }
+func (c Class) kill() bool {
+	return c == workerKill || c == coordKill || c == brokerKill || c == consulKill
+}
+func (c Class) stop() bool {
+	return c == workerStop || c == coordStop || c == brokerStop || c == consulStop
+}
 
 // fault is one step of a lane: wait, then break, and repair after the hold.
 type fault struct {
@@ -51,6 +57,9 @@ type kindOf struct {
 var (
 	workerLane = kindOf{span{0.6, 3}, []weight{{workerKill, 8, span{0, 0.6}}, {workerStop, 2, span{0.1, 1.5}}}}
 	coordLane  = kindOf{span{1, 5}, []weight{{coordKill, 6, span{0, 0.8}}, {coordStop, 2, span{0.2, 7.5}}, {coordTerm, 1, span{0, 0.5}}}}
+	// With partitions a stop is now and then longer than a session in Consul is certain, so that others get the partitions meanwhile.
+	ownerLane  = kindOf{span{1, 8}, []weight{{coordKill, 6, span{0, 0.8}}, {coordStop, 2, span{0.2, 7.5}}, {coordStop, 1, span{9, 25}}, {coordTerm, 2, span{0, 0.5}}}}
+	consulLane = kindOf{span{8, 25}, []weight{{consulKill, 2, span{0, 3}}, {consulStop, 1, span{1, 12}}}}
 	brokerLane = kindOf{span{5, 12}, []weight{{brokerKill, 5, span{0, 0.5}}, {brokerStop, 2, span{0.2, 5}}}}
 )
 

@@ -65,6 +65,28 @@ func TestCampaign(t *testing.T) {
 	}
 }
 
+// The short campaign with partitions: the order of keys over three coordinators, while they, the brokers and Consul are killed and stopped.
+func TestPartitions(t *testing.T) {
+	for _, kind := range []string{"nats", "redis", "rabbitmq", "activemq"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := prepare(t, kind)
+			s.Items, s.Kills, s.Backlog, s.Limit, s.Partitions = 500, 6, 300, time.Minute, 6
+			r, err := run(t.Context(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s", r.markdown())
+			for _, f := range r.Findings {
+				t.Errorf("seed %d: %s", s.Seed, f)
+			}
+			if r.Items < 200 || r.Kills() < 1 {
+				t.Errorf("only %d items and %d kills", r.Items, r.Kills())
+			}
+		})
+	}
+}
+
 // A canary is a coordinator with one mistake in it, under the faults that should bring the mistake to light. A campaign that does not
 // see it would not see it in a sound coordinator either.
 var canaries = []struct {
@@ -72,14 +94,17 @@ var canaries = []struct {
 	file, old, new string
 	faults         []weight // of the coordinators
 	until, items   int
-	long           int    // of a thousand items
+	long           int // of a thousand items
+	partitions     int
 	promise        string // that is broken
 }{
 	{"an ack before the commit", "schedule.go", "	m.emit(fxCall{c.id, tasks})\n", "	for _, it := range items {\n		m.emit(fxAck{[]uint64{it.handle}})\n	}\n	m.emit(fxCall{c.id, tasks})\n",
-		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, noLoss},
+		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, 0, noLoss},
 	{"no fence: the last one wins", "commit/rename.go", "	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {",
-		[]weight{{coordStop, 1, span{1.8, 2.5}}}, 6, 500, 100, oneEffect},
-	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 0, 250, 300, noRerun},
+		[]weight{{coordStop, 1, span{1.8, 2.5}}}, 6, 500, 100, 0, oneEffect},
+	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 0, 250, 300, 0, noRerun},
+	{"a partition begun while the leases of a dead coordinator run", "source/partitioned/tend.go", "	wait := s.wait\n", "	wait := 0 * s.wait\n",
+		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, 6, inOrder},
 }
 
 func TestCanaries(t *testing.T) {
@@ -88,6 +113,7 @@ func TestCanaries(t *testing.T) {
 			t.Parallel()
 			s := prepare(t, "redis")
 			s.Coordinator = broken(t, c.file, c.old, c.new)
+			s.Partitions = c.partitions
 			s.Lease, s.LongShare, s.Only = time.Second, c.long, &kindOf{span{0.3, 1}, c.faults}
 			// As often as it takes to see it.
 			for round := range 8 {
@@ -216,7 +242,7 @@ func TestJudge(t *testing.T) {
 		"run again, machine asleep":                  {of(nil), rec(item.Done, 1, "aa"), ran("a", "b"), nil, []event{{from: at(1200), to: at(1900)}}, ""},
 		"published twice":                            {of(func(h *history) { h.again = true }), rec(item.Done, 1, "aa"), ran("a", "b"), nil, nil, ""},
 	} {
-		found := judgeItem("i", c.h, c.rec, c.ran, time.Second, c.f, c.late)
+		found := judgeItem("i", c.h, c.rec, c.ran, scope{lease: time.Second}, c.f, c.late)
 		switch {
 		case c.want == "" && len(found) > 0:
 			t.Errorf("%s: %v", name, found)
@@ -241,5 +267,31 @@ func TestMissing(t *testing.T) {
 		t.Skip("skip: java is where no PATH is needed")
 	} else if !errors.Is(err, brokers.ErrMissing) {
 		t.Error(err)
+	}
+}
+
+// The order is judged over all executions of an item, by the end of every one of its key before it.
+func TestJudgeOrder(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(1e12).Add(time.Duration(ms) * time.Millisecond) }
+	items := map[string]*history{}
+	for id, key := range map[string]string{"1": "k", "2": "k", "3": "", "4": "other", "5": "k", "6": "k"} {
+		items[id] = &history{key: key, confirmed: id != "6"}
+	}
+	records, ran := map[string]*item.Record{}, map[string][]*execution{}
+	for i, id := range []string{"1", "2", "3", "4", "5", "6"} {
+		records[id] = &item.Record{Ended: at(100*i + 50)}
+		ran[id] = []*execution{{member: "a", from: at(100 * i)}}
+	}
+	if found := judgeOrder(items, records, ran); len(found) > 0 {
+		t.Errorf("sound: %v", found)
+	}
+	ran["5"] = append(ran["5"], &execution{member: "b", from: at(149)})
+	ran["6"][0].from = at(0)
+	if found := judgeOrder(items, records, ran); len(found) != 1 || found[0].Promise != inOrder || found[0].Item != "5" {
+		t.Errorf("one that began a millisecond before the one before it had ended, and one that nobody was promised: %v", found)
+	}
+	records["1"].Ended = at(500)
+	if found := judgeOrder(items, records, ran); len(found) != 2 {
+		t.Errorf("the first of three ended last: %v", found)
 	}
 }

@@ -18,6 +18,7 @@ type report struct {
 	Version    string            `json:"version"`
 	Durability string            `json:"durability"`
 	Seed       uint64            `json:"seed"`
+	Partitions int               `json:"partitions,omitempty"`
 	Pace       float64           `json:"pace"`
 	Date       string            `json:"date"`
 	Commit     string            `json:"commit"`
@@ -44,7 +45,7 @@ type report struct {
 }
 
 func newReport(w *world) *report {
-	r := &report{Broker: w.Broker, Version: w.broker.Version, Durability: w.broker.Durability, Seed: w.Seed, Pace: w.Pace, Date: time.Now().UTC().Format("2006-01-02"), Commit: w.commit, Lease: w.Lease.String(),
+	r := &report{Broker: w.Broker, Version: w.broker.Version, Durability: w.broker.Durability, Seed: w.Seed, Partitions: w.Partitions, Pace: w.Pace, Date: time.Now().UTC().Format("2006-01-02"), Commit: w.commit, Lease: w.Lease.String(),
 		Faults: map[Class]int{}, Members: map[string]int{}, Broken: map[string]int{}, Machine: map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version()}}
 	for class, n := range w.ledger.counts {
 		r.Faults[class] = n
@@ -132,6 +133,22 @@ func commit() string {
 	return strings.TrimSpace(string(out))
 }
 
+// name is the section's.
+func (r *report) name() string {
+	if r.Partitions > 0 {
+		return r.Broker + ", with partitions"
+	}
+	return r.Broker
+}
+
+// ordered is the flag that gives the queue partitions.
+func (r *report) ordered() string {
+	if r.Partitions == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" -partitions %d", r.Partitions)
+}
+
 // markdown is the report for people.
 func (r *report) markdown() string {
 	var b strings.Builder
@@ -140,16 +157,16 @@ func (r *report) markdown() string {
 	if n := len(r.Findings); n > 0 {
 		verdict = fmt.Sprintf("**%d findings.**", n)
 	}
-	p("## %s\n", r.Broker)
+	p("## %s\n", r.name())
 	p("%s %d items, %d kills and %d stops in %s; lost %d, duplicate effects %d.\n", verdict, r.Items, r.Kills(), r.Stops(), (time.Duration(r.Seconds) * time.Second), r.Broken[noLoss], r.Broken[oneEffect])
 	p("| | |\n|---|---|")
 	p("| broker | %s; %s |", r.Version, r.Durability)
-	p("| again | `go run ./queuefaults -broker %s -seed %d -pace %g` |", r.Broker, r.Seed, r.Pace)
+	p("| again | `go run ./queuefaults -broker %s -seed %d -pace %g%s` |", r.Broker, r.Seed, r.Pace, r.ordered())
 	p("| run | %s, commit %s, lease %s, %s CPUs, load at the end %s, %s |", r.Date, r.Commit, r.Lease, r.Machine["cpus"], r.Machine["load at the end"], r.Machine["go"])
 	if n := r.Faults[ownError]; n > 0 {
 		p("| parts of the broker that broke by themselves, as its log says | %d |", n)
 	}
-	for _, class := range []Class{workerKill, coordKill, brokerKill, workerStop, coordStop, brokerStop, coordTerm} {
+	for _, class := range []Class{workerKill, coordKill, brokerKill, consulKill, workerStop, coordStop, brokerStop, consulStop, coordTerm} {
 		p("| %s | %d |", class, r.Faults[class])
 	}
 	p("| items: confirmed to their producer, done, dead as asked | %d, %d, %d |", r.Items, r.Done, r.Dead)
@@ -191,7 +208,7 @@ func (r *report) publish(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, []byte(splice(string(data), r.Broker, r.markdown())), 0o644)
+	return os.WriteFile(path, []byte(splice(string(data), r.name(), r.markdown())), 0o644)
 }
 
 // splice puts a section into the document, in place of the one that it has.

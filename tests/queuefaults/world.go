@@ -12,8 +12,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/dial/every"
+	"retinue/coordinator/source/partitioned"
+	"retinue/internal/clock"
 	"retinue/tests/brokers"
 )
 
@@ -22,6 +26,7 @@ type world struct {
 	settings
 	spawn  *brokers.Spawner
 	broker *brokers.Broker
+	consul *consul // nil without partitions
 	coords []*member
 	ledger *ledger
 	commit string // that is being tried
@@ -58,6 +63,11 @@ func run(ctx context.Context, s settings) (*report, error) {
 	var err error
 	if w.broker, err = brokers.Start(ctx, w.spawn, s.Broker, filepath.Join(s.Dir, "broker"), s.Queue); err != nil {
 		return nil, err
+	}
+	if s.Partitions > 0 {
+		if w.consul, err = startConsul(ctx, w.spawn, filepath.Join(s.Dir, "consul")); err != nil {
+			return nil, err
+		}
 	}
 	if err := w.up(); err != nil {
 		return nil, err
@@ -129,18 +139,23 @@ func (w *world) up() error {
 			worker = fmt.Sprintf("url = \"unix://%s/w.sock\"\n    slots = 4\n    batch = 20", dir)
 		case "exec":
 			worker = fmt.Sprintf("command = [%q]\n    slots = 3", self)
-			if w.Broker != "kafka" { // where it has partitions of its own, nobody else would work for it
+			if w.Broker != "kafka" && w.Partitions == 0 { // where it has partitions of its own, nobody else would work for it
 				rate = "rate {\n    queue = \"15/s\"\n  }"
 			}
 		}
 		file := filepath.Join(dir, "queue.hcl")
+		if w.Partitions > 0 {
+			rate = fmt.Sprintf("load = \"consul:campaign\"\n  order {\n    key = \"message\"\n    partitions = %d\n  }", w.Partitions)
+			m.coord.Env = append(m.coord.Env, "CONSUL_HTTP_ADDR="+w.consul.address)
+		}
 		text := fmt.Sprintf(config, dir, w.broker.URL, w.Lease.String(), m.mode, worker, rate, filepath.Join(w.Dir, "done"))
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return err
 		}
-		m.coord = brokers.Command{Name: m.name + "-coordinator", Path: w.Coordinator, Args: []string{"--config", file, "--id", m.name, "--log-level", "warn"}, Dir: dir, Log: filepath.Join(w.Dir, m.name+".log")}
+		env := m.coord.Env
+		m.coord = brokers.Command{Name: m.name + "-coordinator", Path: w.Coordinator, Args: []string{"--config", file, "--id", m.name, "--log-level", logLevel(w.Partitions)}, Dir: dir, Log: filepath.Join(w.Dir, m.name+".log"), Env: env}
 		if m.mode == "exec" {
-			m.coord.Env = []string{workerRole + "=exec", executions}
+			m.coord.Env = append(m.coord.Env, workerRole+"=exec", executions)
 		} else {
 			m.helper = &brokers.Command{Name: m.name + "-worker", Path: self, Env: []string{workerRole + "=http " + dir + "/w.sock", executions}, Dir: dir, Log: filepath.Join(w.Dir, m.name+"-worker.log")}
 		}
@@ -193,11 +208,20 @@ func (w *world) open(ctx context.Context, queue string) (source.Source, error) {
 	return every.Open(ctx, w.broker.URL, source.Options{Queue: queue, Lease: w.Lease, Prefetch: 500})
 }
 
+// producer opens the queue to publish to and to count.
+func (w *world) producer(ctx context.Context) (source.Source, error) {
+	if w.Partitions == 0 {
+		return w.open(ctx, "in")
+	}
+	return partitioned.New(partitioned.Config{Options: source.Options{Queue: "in", Lease: w.Lease, Prefetch: 500}, Partitions: w.Partitions, Clock: clock.Boot(), Log: hclog.NewNullLogger(),
+		Open: func(o source.Options) (source.Source, error) { return every.Open(ctx, w.broker.URL, o) }})
+}
+
 // work publishes and breaks until enough is done or time is up, and then waits until every item has ended. It says whether it has.
 func (w *world) work(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	in, err := w.open(ctx, "in")
+	in, err := w.producer(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -259,11 +283,19 @@ func (w *world) empty(ctx context.Context, in source.Source) (bool, error) {
 // startLanes starts what breaks things until lanes ends.
 func (w *world) startLanes(ctx, lanes context.Context, breaking *sync.WaitGroup) {
 	coords := coordLane
+	if w.Partitions > 0 {
+		coords = ownerLane
+	}
 	if w.Only != nil {
 		coords = *w.Only
 	} else {
 		breaking.Go(func() {
 			w.breakAll(lanes, newLane(w.Seed, "broker", brokerLane, w.Pace), func(f fault) error { return w.breakBroker(ctx, f) })
+		})
+	}
+	if w.consul != nil && w.Only == nil {
+		breaking.Go(func() {
+			w.breakAll(lanes, newLane(w.Seed, "consul", consulLane, w.Pace), func(f fault) error { return w.breakConsul(ctx, f) })
 		})
 	}
 	for _, m := range w.coords {
@@ -311,7 +343,11 @@ func (w *world) publish(ctx context.Context, in source.Source, from, to int) {
 		outs, tasks := []source.Out{}, []task{}
 		for ; n < to && len(outs) < 50; n++ {
 			t := taskOf(w.Seed, n, w.LongShare, w.Lease)
-			outs, tasks = append(outs, source.Out{ID: idOf(n), Body: encode(t)}), append(tasks, t)
+			out := source.Out{ID: idOf(n), Body: encode(t)}
+			if w.Partitions > 0 {
+				out.Key = keyOf(n)
+			}
+			outs, tasks = append(outs, out), append(tasks, t)
 		}
 		w.ledger.offered(outs, tasks)
 		for ctx.Err() == nil {
@@ -445,4 +481,12 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// logLevel: with partitions it is of interest who had them when.
+func logLevel(partitions int) string {
+	if partitions > 0 {
+		return "info"
+	}
+	return "warn"
 }

@@ -1,15 +1,22 @@
 package workqueue_test
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 
 	"retinue/coordinator"
+	"retinue/coordinator/partition"
+	"retinue/internal/clock"
+	"retinue/internal/consulkit"
 	"retinue/tests/harness"
 )
 
@@ -44,6 +51,58 @@ func TestRightsAreNarrow(t *testing.T) {
 	}
 	if _, err := as.Catalog().Register(&consulapi.CatalogRegistration{Node: "x", Address: "127.0.0.1", Service: &consulapi.AgentService{Service: "rights-broker"}}, nil); err == nil {
 		t.Error("the coordinators may register a broker")
+	}
+	if _, _, err := as.Session().CreateNoChecks(&consulapi.SessionEntry{Node: "retinue-scalers", TTL: "10s"}, nil); err == nil {
+		t.Error("the coordinators may make sessions of scalers")
+	}
+}
+
+// The role of a job's coordinators is enough to hold partitions of its queues, and not of those of another job.
+func TestRightsOfPartitions(t *testing.T) {
+	c := cluster.Get(t)
+	const job = "rights-partitions"
+	if err := coordinator.Allow(c.Consul, job); err != nil {
+		t.Fatal(err)
+	}
+	token, _, err := c.Consul.ACL().TokenCreate(&consulapi.ACLToken{Roles: []*consulapi.ACLLink{{Name: coordinator.RoleName(job)}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, err := consulkit.New(consulkit.Config{Address: c.ConsulAddr(), Token: token.SecretID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for of, allowed := range map[string]bool{job: true, "rights-of-others": false} {
+		prefix := "retinue/queues/" + of + "/"
+		h, err := partition.New(partition.Config{Client: as, Prefix: prefix, Queue: of, ID: "test", Partitions: 2, Clock: clock.Boot(), Log: hclog.NewNullLogger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			h.Run(ctx)
+		}()
+		harness.Eventually(t, 30*time.Second, "what becomes of the partitions of "+of, func(context.Context) error {
+			_, first := h.Held(0)
+			_, second := h.Held(1)
+			if held, refused := first && second, strings.Contains(h.View().Why, "Permission denied"); held != allowed || refused == allowed {
+				return fmt.Errorf("%+v", h.View())
+			}
+			return nil
+		})
+		stop()
+		<-ended
+		pairs, _, err := c.Consul.KV().List(prefix+"partitions/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pair := range pairs {
+			if pair.Session != "" || !allowed {
+				t.Errorf("%s is there when all is over, locked by %q", pair.Key, pair.Session)
+			}
+		}
 	}
 }
 

@@ -1,8 +1,11 @@
 package activemq
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,7 +18,8 @@ type session struct {
 	s         *Source
 	cn        *conn
 	consuming bool
-	last      int
+	last      int // slot that was opened
+	arrived   int
 	slots     map[string]*slot
 }
 
@@ -33,6 +37,16 @@ type hold struct {
 	f    *frame
 	m    *source.Message
 	out  bool // it was handed out
+
+	number int // of the session's deliveries
+}
+
+// order is when a slot's message arrived; 0: it has none.
+func (sl *slot) order() int {
+	if sl.h == nil {
+		return 0
+	}
+	return sl.h.number
 }
 
 func (s *Source) newSession(ctx context.Context) (*session, error) {
@@ -95,6 +109,8 @@ func (se *session) delivered(f *frame) {
 	}
 	m, due := read(f, sl.class)
 	h := &hold{se: se, slot: sl, f: f, m: m}
+	se.arrived++
+	h.number = se.arrived
 	sl.h = h
 	se.s.mu.Unlock()
 	if left := time.Until(due); !due.IsZero() && left > 0 {
@@ -140,7 +156,9 @@ func (se *session) rest(ctx context.Context) error {
 	se.consuming = false
 	se.s.ahead = [source.MaxClasses][]*hold{}
 	var answers []chan error
-	for _, sl := range se.slots {
+	// Empty ones first, so that nothing that goes back comes into them, then in the order of arrival.
+	slots := slices.SortedFunc(maps.Values(se.slots), func(a, b *slot) int { return cmp.Compare(a.order(), b.order()) })
+	for _, sl := range slots {
 		if sl.h == nil || !sl.h.out {
 			answers = append(answers, se.shut(sl))
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"retinue/coordinator/source"
@@ -16,7 +17,9 @@ type Source struct {
 	cfg     Config
 	held    *ledger.Ledger[*hold]
 	classes source.Classes
+	stamps  ledger.Stamps
 	events  chan struct{}
+	torn    atomic.Bool // a connection was lost that messages may have been on
 
 	connecting [2]sync.Mutex // one at a time of each
 	asking     sync.Mutex    // one question about the broker at a time
@@ -113,6 +116,7 @@ func (s *Source) current() *session {
 
 // lost forgets what was delivered over a session: the broker delivers it again.
 func (s *Source) lost(se *session) {
+	s.torn.Store(true)
 	var gone []*source.Message
 	s.held.Each(func(m *source.Message, h *hold) {
 		if h.se == se {
@@ -142,11 +146,11 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a lease, although some are fetched.
+// unused says that nobody has asked for messages for a lease, although some are fetched. Of a queue in order nobody else could have them.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > s.cfg.Lease
+	return !s.cfg.Order && s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > s.cfg.Lease
 }
 
 func (s *Source) wake() {
@@ -193,6 +197,9 @@ func (s *Source) Receive(ctx context.Context, max int) ([]*source.Message, error
 }
 
 func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error) {
+	if s.cfg.Order && s.torn.Load() {
+		return nil, ledger.ErrTorn
+	}
 	se, err := s.consumer(ctx)
 	if err != nil {
 		return nil, err
@@ -411,10 +418,9 @@ func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	var answers []chan error
 	for _, out := range outs {
-		f := send(s.cfg.destination(out.Class), ledger.Headers(out, now), out.Body)
+		f := send(s.cfg.destination(out.Class), ledger.Headers(out, s.stamps.Next()), out.Body)
 		schedule(f, out.Delay)
 		answers = append(answers, cn.ask(f))
 	}
@@ -439,7 +445,7 @@ func (s *Source) Idle(ctx context.Context) error {
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "activemq", MaxBody: maxBody, DelayGrain: time.Second,
+		Broker: "activemq", MaxBody: maxBody, Order: true, DelayGrain: time.Second,
 		// A broken connection is noticed at once; one that hangs, after two heart-beats.
 		Redelivery: max(s.cfg.Lease, 2*time.Second),
 	}

@@ -98,6 +98,9 @@ func (c *Config) complete() (place, error) {
 	if err := c.Complete(); err != nil {
 		return place{}, err
 	}
+	if err := c.NoOrder("Kafka"); err != nil {
+		return place{}, err
+	}
 	if c.Partitions == 0 {
 		c.Partitions = 16
 	}

@@ -45,6 +45,7 @@ type Broker struct {
 type queue struct {
 	items []*item // in order of publication
 	seen  map[string]time.Time
+	last  time.Time // of publication
 }
 
 type item struct {
@@ -175,5 +176,9 @@ func (q *queue) publishLocked(out source.Out, now time.Time, dedupe time.Duratio
 	q.seen[out.ID] = now
 	out.Body = append([]byte{}, out.Body...)
 	out.Headers = maps.Clone(out.Headers)
+	if !now.After(q.last) {
+		now = q.last.Add(1)
+	}
+	q.last = now
 	q.items = append(q.items, &item{out: out, published: now, visible: now.Add(out.Delay)})
 }

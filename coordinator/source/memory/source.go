@@ -228,7 +228,7 @@ func (s *Source) Idle(context.Context) error { return nil }
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "memory", Dedupe: s.broker.dedupe, KeyOrder: true, Deliveries: true, Redelivery: s.opts.Lease,
+		Broker: "memory", Dedupe: s.broker.dedupe, KeyOrder: true, Order: true, Deliveries: true, Redelivery: s.opts.Lease,
 		DelayGrain: 100 * time.Millisecond, Counts: source.Counts{InFlight: true, Delayed: true, Oldest: true},
 	}
 }

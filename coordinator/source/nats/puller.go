@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"retinue/coordinator/source"
+	"retinue/coordinator/source/internal/ledger"
 	"retinue/internal/clock"
 )
 
@@ -32,6 +33,7 @@ type puller struct {
 	events chan struct{}                        // something changed
 	broken error
 	away   error // why there is no connection
+	torn   bool  // something that was sent may not have arrived, and comes again out of order
 }
 
 // request is what one class's consumer was asked for and has not answered.
@@ -77,6 +79,7 @@ func (p *puller) subscribe(nc *nats.Conn) error {
 func (p *puller) connection(away error) {
 	p.mu.Lock()
 	p.away = away
+	p.torn = true
 	clear(p.asked[:])
 	p.mu.Unlock()
 	p.wake()
@@ -129,6 +132,7 @@ func (p *puller) endedLocked(raw *nats.Msg) {
 		case status == "404" || status == "408" || deleted:
 			r.number = 0
 		default:
+			p.torn = true
 			r.until = time.Now().Add(again)
 		}
 	}
@@ -145,6 +149,7 @@ func (p *puller) ask(class, n int, wait time.Duration) error {
 		p.mu.Unlock()
 		return nil
 	}
+	p.torn = p.torn || p.asked[class].number != 0 // it was never answered
 	p.last++
 	r := request{number: p.last, left: n, until: time.Now().Add(2 * time.Second), sent: p.s.held.Now(), waits: wait > 0}
 	var every time.Duration
@@ -168,8 +173,11 @@ func (p *puller) ask(class, n int, wait time.Duration) error {
 }
 
 func (p *puller) receive(ctx context.Context, max int, classes *source.Classes) ([]*source.Message, error) {
-	if ms := p.take(max, classes); len(ms) > 0 {
-		return ms, nil
+	if err := p.whole(); err != nil {
+		return nil, err
+	}
+	if ms, err := p.take(ctx, max, classes); len(ms) > 0 || err != nil {
+		return ms, err
 	}
 	// First what is there, shared between the classes; then, for what they left, one after the other.
 	parts := p.shares.Split(max)
@@ -188,8 +196,9 @@ func (p *puller) receive(ctx context.Context, max int, classes *source.Classes) 
 		}
 	}
 	for {
-		if ms := p.take(max, classes); len(ms) > 0 {
-			return ms, nil
+		ms, err := p.take(ctx, max, classes)
+		if len(ms) > 0 || err != nil {
+			return ms, err
 		}
 		for class := range classes.N {
 			if err := p.ask(class, 1, waitFor); err != nil {
@@ -265,7 +274,17 @@ func (p *puller) wait(ctx context.Context, limit time.Duration) error {
 	err := p.broken
 	p.broken = nil
 	p.mu.Unlock()
-	return err
+	return cmp.Or(err, p.whole())
+}
+
+// whole is an error where an ordered queue may have lost a message on the way.
+func (p *puller) whole() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.torn && p.s.cfg.Order {
+		return ledger.ErrTorn
+	}
+	return nil
 }
 
 // connected says why there is no connection. Of a write to none the client says only that its buffer is full.
@@ -278,11 +297,21 @@ func (p *puller) connected() error {
 	return fmt.Errorf("%w: not connected: %w", source.ErrUnavailable, cmp.Or(p.away, nats.ErrDisconnected))
 }
 
-// take hands out what has arrived and is still ours.
-func (p *puller) take(max int, classes *source.Classes) []*source.Message {
+// take hands out what has arrived and is still ours. In an ordered queue the rest goes back: the broker may see the end of a lease a
+// moment later than we do, and send what is behind.
+func (p *puller) take(ctx context.Context, max int, classes *source.Classes) ([]*source.Message, error) {
+	ms, over := p.split(max, classes)
+	if len(over) > 0 && p.s.cfg.Order {
+		if err := p.s.back(ctx, over); err != nil && len(ms) == 0 {
+			return nil, explain(err)
+		}
+	}
+	return ms, nil
+}
+
+func (p *puller) split(max int, classes *source.Classes) (ms []*source.Message, over []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var ms []*source.Message
 	for len(ms) < max {
 		class := classes.Next(func(class int) bool { return len(p.ahead[class]) > 0 })
 		if class < 0 {
@@ -291,12 +320,20 @@ func (p *puller) take(max int, classes *source.Classes) []*source.Message {
 		m := p.ahead[class][0]
 		p.ahead[class] = p.ahead[class][1:]
 		if _, ok := p.s.held.Get(m); !ok {
-			p.s.held.Drop(m)
+			gone := []*source.Message{m}
+			if p.s.cfg.Order { // what is behind it would come before it
+				gone, p.ahead[class] = append(gone, p.ahead[class]...), nil
+			}
+			for _, m := range gone {
+				if reply, ok := p.s.held.Remove(m); ok {
+					over = append(over, reply)
+				}
+			}
 			continue
 		}
 		ms = append(ms, m)
 	}
-	return ms
+	return ms, over
 }
 
 func (p *puller) count() int {
@@ -311,7 +348,7 @@ func (p *puller) count() int {
 
 // idle withdraws what was asked for and gives back what arrived. The broker works off a connection's lines in order: once it
 // has answered a flush behind the end of the subscription, nothing more can come.
-func (p *puller) idle() error {
+func (p *puller) idle(ctx context.Context) error {
 	p.mu.Lock()
 	sub := p.sub
 	p.sub = nil
@@ -337,12 +374,11 @@ func (p *puller) idle() error {
 		p.ahead[class] = nil
 	}
 	p.mu.Unlock()
+	var replies []string
 	for _, m := range back {
-		if reply, ok := p.s.held.Take(m); ok {
-			if err := p.s.nc.Publish(reply, nak(0)); err != nil {
-				return err
-			}
+		if reply, ok := p.s.held.Remove(m); ok {
+			replies = append(replies, reply)
 		}
 	}
-	return p.s.nc.FlushTimeout(5 * time.Second)
+	return p.s.back(ctx, replies)
 }

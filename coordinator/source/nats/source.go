@@ -1,9 +1,12 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +26,7 @@ type Source struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	held    *ledger.Ledger[string] // subject to answer to
+	stamps  ledger.Stamps
 	pull    *puller
 	classes source.Classes
 	tuned   atomic.Bool // the consumers have our lease
@@ -192,7 +196,6 @@ func (s *Source) answer(ctx context.Context, verb string, verdict []byte, ms []*
 		one(ms[0])
 		return failed.Err()
 	}
-	const abreast = 64
 	slots := make(chan struct{}, abreast)
 	var wg sync.WaitGroup
 	for _, m := range ms {
@@ -202,6 +205,39 @@ func (s *Source) answer(ctx context.Context, verb string, verdict []byte, ms []*
 	wg.Wait()
 	return failed.Err()
 }
+
+// back gives messages back that nobody asks about any more. In an ordered queue it waits until the broker has done so: the next
+// consumer may ask at once, and must get them first.
+func (s *Source) back(ctx context.Context, replies []string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	var failed error
+	slots := make(chan struct{}, abreast)
+	var wg sync.WaitGroup
+	for _, reply := range replies {
+		if !s.cfg.Order || ctx.Err() != nil {
+			failed = cmp.Or(failed, s.nc.Publish(reply, nak(0)))
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			err := s.request(ctx, reply, nak(0))
+			mu.Lock()
+			failed = cmp.Or(failed, err)
+			mu.Unlock()
+			<-slots
+		})
+	}
+	wg.Wait()
+	if failed != nil {
+		return failed
+	}
+	return s.nc.FlushWithContext(ctx)
+}
+
+// abreast is how many messages are told of at the same time.
+const abreast = 64
 
 // request waits for the broker's answer, for as long as the lease could still be good at most. What a broker of several was told
 // when it was killed is not answered, and can be told again.
@@ -217,7 +253,6 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	if err := s.reach(ctx); err != nil {
 		return err
 	}
-	now := time.Now()
 	limit := s.Caps().MaxBody
 	for _, out := range outs {
 		if err := s.cfg.Check(out); err != nil {
@@ -231,7 +266,7 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	const step = 256
 	for len(outs) > 0 {
 		n := min(step, len(outs))
-		if err := s.publish(ctx, outs[:n], now); err != nil {
+		if err := s.publish(ctx, outs[:n]); err != nil {
 			return fmt.Errorf("publish to %s: %w", s.cfg.Queue, err)
 		}
 		outs = outs[n:]
@@ -239,19 +274,24 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 	return nil
 }
 
-func (s *Source) publish(ctx context.Context, outs []source.Out, now time.Time) error {
+func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	var futures []jetstream.PubAckFuture
 	var first error
 	for _, out := range outs {
 		msg := nats.NewMsg(s.subject(out.Class))
 		msg.Data = out.Body
-		for name, value := range ledger.Headers(out, now) {
+		for name, value := range ledger.Headers(out, s.stamps.Next()) {
 			if len(name) >= 5 && strings.EqualFold(name[:5], "nats-") || name == "Status" {
 				name = escape + name
 			}
 			msg.Header[name] = []string{value}
 		}
-		f, err := s.js.PublishMsgAsync(msg, jetstream.WithMsgID(out.ID))
+		opts := []jetstream.PublishOpt{jetstream.WithMsgID(out.ID)}
+		if s.cfg.Order {
+			// While nobody leads the stream the client would try this one again, and the next could be there before it.
+			opts = append(opts, jetstream.WithRetryAttempts(0))
+		}
+		f, err := s.js.PublishMsgAsync(msg, opts...)
 		if err != nil {
 			first = err
 			break
@@ -336,7 +376,7 @@ func (s *Source) Idle(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	if err := s.pull.idle(); err != nil {
+	if err := s.pull.idle(ctx); err != nil {
 		return fmt.Errorf("give back to %s: %w", s.cfg.Queue, explain(err))
 	}
 	return nil
@@ -346,7 +386,7 @@ func (s *Source) Idle(ctx context.Context) error {
 func (s *Source) Caps() source.Caps {
 	const envelope = 24 << 10 // the largest headers that Publish lets pass; the server counts them
 	return source.Caps{
-		Broker: "nats", MaxBody: max(0, int(s.nc.MaxPayload())-envelope), Dedupe: dedupeWindow, Deliveries: true,
+		Broker: "nats", MaxBody: max(0, int(s.nc.MaxPayload())-envelope), Dedupe: dedupeWindow, Order: true, Deliveries: true,
 		Redelivery: s.cfg.Lease, DelayGrain: 100 * time.Millisecond, Counts: source.Counts{InFlight: true, Oldest: true},
 	}
 }
@@ -356,16 +396,11 @@ func (s *Source) Close(ctx context.Context) error {
 	var err error
 	s.once.Do(func() {
 		if s.tuned.Load() {
-			_ = s.pull.idle()
+			_ = s.pull.idle(ctx)
 		}
 		close(s.closed)
-		for _, reply := range s.held.Drain() {
-			_ = s.nc.Publish(reply, nak(0))
-		}
 		if s.nc.IsConnected() {
-			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			defer cancel()
-			err = s.nc.FlushWithContext(ctx)
+			err = s.back(ctx, slices.Collect(maps.Values(s.held.Drain())))
 		}
 		s.nc.Close()
 		if err != nil {

@@ -8,6 +8,7 @@
 // messages to others. A message that comes near it is moved to a queue of this
 // consumer alone, from which it is taken at once with a new limit; if this
 // process dies, that queue gives it back by the time to live of its messages.
+// In an ordered queue it is returned and taken again instead (retake.go).
 //
 // Delays are queues too: a message waits in one for every digit of its delay,
 // and what is left below a second is waited for here. All copies are confirmed
@@ -24,6 +25,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -94,7 +96,11 @@ func (c *Config) declare(conn *amqp.Connection) error {
 	}
 	defer ch.Close()
 	args := amqp.Table{"x-queue-type": "quorum"}
-	if version, _ := conn.Properties["version"].(string); major(version) >= 4 {
+	if version, _ := conn.Properties["version"].(string); c.Order {
+		// Since 3.10 what is returned goes to the end of a queue that has no such limit, and to the front of one that has. After so
+		// many returns a message would be dropped.
+		args["x-delivery-limit"] = int32(math.MaxInt32)
+	} else if major(version) >= 4 {
 		// It would drop a message after 20 returns. Attempts are counted by the coordinator.
 		args["x-delivery-limit"] = int32(-1)
 	}

@@ -110,6 +110,9 @@ func (s *Source) delay(ctx context.Context, m *source.Message, h *hold, due time
 
 // arrived gets each delivery of a class.
 func (s *Source) arrived(se *session, class int, d amqp.Delivery) {
+	if se.s.cfg.Order && se.retakes.has(d) {
+		return
+	}
 	a, due := s.message(se, class, d)
 	if due.IsZero() || time.Until(due) <= 0 {
 		s.offer(a)

@@ -36,7 +36,9 @@ func TestContract(t *testing.T) {
 func TestHold(t *testing.T) {
 	t.Parallel()
 	const timeout = 6 * time.Second
-	sourcetest.RunHold(t, harness(t, timeout, 0), timeout)
+	h := harness(t, timeout, 0)
+	sourcetest.RunHold(t, h, timeout)
+	sourcetest.RunOrderHold(t, h, timeout)
 }
 
 // harness starts a broker. Queues count as grown up after a time; 0 is the time of everywhere else.

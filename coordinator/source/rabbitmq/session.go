@@ -23,12 +23,14 @@ type session struct {
 	dead chan struct{}
 
 	settled  settled // deliveries of in
+	retakes  retakes
 	verdicts chan verdicts
 	returns  chan amqp.Return
 	drained  chan chan map[string]bool // asks for the ids that came back
 
 	mu        sync.Mutex
 	consuming bool
+	turn      int         // how often it began to
 	resting   atomic.Bool // what was taken goes back
 	readers   sync.WaitGroup
 	held      map[int]time.Time             // classes whose own queue is consumed, and since when
@@ -263,8 +265,9 @@ func (se *session) consume() error {
 	}
 	se.consuming = true
 	se.resting.Store(false)
+	se.turn++
 	for class := range se.s.cfg.Classes {
-		in, err := se.in.Consume(se.s.cfg.queue(class), tag(class), false, false, false, false, nil)
+		in, err := se.in.Consume(se.s.cfg.queue(class), se.tag(class), false, false, false, false, nil)
 		if err != nil {
 			return err
 		}
@@ -277,7 +280,9 @@ func (se *session) consume() error {
 	return nil
 }
 
-func tag(class int) string { return fmt.Sprintf("class%d", class) }
+// tag names the consumer of a class: each time anew. Under its old name the broker counts on from the deliveries that are still open,
+// takes the first new one for a gap, and 3.10.8 breaks the channel over what it thinks is missing.
+func (se *session) tag(class int) string { return fmt.Sprintf("class%d-%d", class, se.turn) }
 
 func (se *session) consumes() bool {
 	se.mu.Lock()
@@ -293,13 +298,13 @@ func (se *session) rest() error {
 		return nil
 	}
 	se.consuming = false
-	se.resting.Store(true)
 	for class := range se.s.cfg.Classes {
-		if err := se.in.Cancel(tag(class), false); err != nil {
+		if err := se.in.Cancel(se.tag(class), false); err != nil {
 			return err
 		}
 	}
 	se.readers.Wait()
+	se.resting.Store(true) // not before: what has just arrived goes back behind what has lain here
 	return nil
 }
 

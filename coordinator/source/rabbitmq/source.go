@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -20,9 +21,12 @@ type Source struct {
 	cfg     Config
 	held    *ledger.Ledger[*hold]
 	classes source.Classes
+	stamps  ledger.Stamps
 	events  chan struct{}
+	torn    atomic.Bool // a connection was lost that messages may have been on
 
 	connecting sync.Mutex // one at a time
+	turning    sync.Mutex // what was fetched goes back before anything else is fetched
 	mu         sync.Mutex
 	session    *session
 	receiving  bool
@@ -91,6 +95,7 @@ func (s *Source) current() *session {
 
 // lost forgets what was delivered over a session: the broker delivers it again.
 func (s *Source) lost(se *session) {
+	s.torn.Store(true)
 	var gone []*source.Message
 	s.held.Each(func(m *source.Message, h *hold) {
 		if h.se == se {
@@ -120,11 +125,15 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a second.
+// unused says that nobody has asked for messages for a second. Of a queue in order nobody else could have them, so only the broker's own limit counts.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.receiving && time.Since(s.received) > min(s.cfg.Lease, time.Second)
+	patience := min(s.cfg.Lease, time.Second)
+	if s.cfg.Order {
+		patience = s.cfg.moveAt() / 2
+	}
+	return !s.receiving && time.Since(s.received) > patience
 }
 
 func (s *Source) wake() {
@@ -146,7 +155,9 @@ func (s *Source) sweep() {
 		}
 		for _, h := range s.held.Expired() {
 			h.mu.Lock()
-			h.back() // an error is the end of the session, which returns it too
+			if !h.gone {
+				h.back() // an error is the end of the session, which returns it too
+			}
 			h.mu.Unlock()
 		}
 		// What was fetched ahead has no lease; others may want it.
@@ -173,11 +184,14 @@ func (s *Source) Receive(ctx context.Context, max int) ([]*source.Message, error
 }
 
 func (s *Source) receive(ctx context.Context, max int) ([]*source.Message, error) {
+	if s.cfg.Order && s.torn.Load() {
+		return nil, ledger.ErrTorn
+	}
 	se, err := s.connected(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := se.consume(); err != nil {
+	if err := s.turn(se); err != nil {
 		return nil, err
 	}
 	for {
@@ -277,7 +291,7 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 		h, ok := s.held.Get(m)
 		if ok {
 			now := s.held.Now()
-			if err := s.renew(ctx, m, h); err != nil && !h.se.alive() {
+			if err := s.renew(ctx, m, h); err != nil && (!h.se.alive() || errors.Is(err, source.ErrLost)) {
 				ok = false
 			} else if err != nil {
 				failed[m] = fmt.Errorf("extend: %w", explain(err))
@@ -296,12 +310,18 @@ func (s *Source) Extend(ctx context.Context, ms ...*source.Message) error {
 func (s *Source) renew(ctx context.Context, m *source.Message, h *hold) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.over || !h.se.alive() {
+	if h.over || h.gone || !h.se.alive() {
 		return source.ErrLost
 	}
 	age := time.Since(h.since)
 	if age < s.cfg.moveAt()/4 {
 		return nil
+	}
+	if s.cfg.Order {
+		if age < s.cfg.moveAt() {
+			return nil
+		}
+		return s.retake(ctx, m, h)
 	}
 	// Our own queue is made long before it is needed, so that it has grown up then.
 	old, err := h.se.consumeHeld(m.Class)
@@ -379,7 +399,7 @@ func (s *Source) publish(ctx context.Context, outs []source.Out) error {
 	var pubs []publication
 	for _, out := range outs {
 		headers := amqp.Table{}
-		for name, value := range ledger.Headers(out, now) {
+		for name, value := range ledger.Headers(out, s.stamps.Next()) {
 			if strings.HasPrefix(name, "x-") {
 				name = escape + name
 			}
@@ -438,6 +458,7 @@ func (s *Source) Idle(ctx context.Context) error {
 
 // giveBack stops fetching and returns what was fetched.
 func (s *Source) giveBack(ctx context.Context, se *session) error {
+	s.turning.Lock()
 	err := se.rest()
 	s.mu.Lock()
 	var back []arrival
@@ -449,6 +470,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 	for _, a := range back {
 		err = errors.Join(err, a.h.back())
 	}
+	s.turning.Unlock()
 	if err != nil {
 		return err
 	}
@@ -458,7 +480,7 @@ func (s *Source) giveBack(ctx context.Context, se *session) error {
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "rabbitmq", MaxBody: maxBody, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second, Acks: acks,
+		Broker: "rabbitmq", MaxBody: maxBody, Order: true, Deliveries: true, MaxDelay: maxDelay, DelayGrain: time.Second, Acks: acks,
 		// A broken connection is noticed at once; one that hangs, after two heartbeats.
 		Redelivery: max(s.cfg.Lease, 2*time.Second),
 	}

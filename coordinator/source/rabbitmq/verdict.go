@@ -19,6 +19,7 @@ type hold struct {
 	since time.Time
 	moved bool // it is in this consumer's own queue
 	over  bool // it is being acknowledged
+	gone  bool // it was given back to be taken anew, and did not come
 }
 
 // back returns the message to its class. From the own queue it goes there by being refused.
@@ -66,6 +67,11 @@ func (s *Source) Ack(ctx context.Context, ms ...*source.Message) error {
 			parts[h.se] = p
 		}
 		h.mu.Lock()
+		if h.gone {
+			h.mu.Unlock()
+			failed[m] = fmt.Errorf("ack: %w", source.ErrLost)
+			continue
+		}
 		h.over = true
 		var err error
 		if h.moved {
@@ -124,6 +130,11 @@ func (s *Source) verdict(ctx context.Context, verb string, ms []*source.Message,
 			continue
 		}
 		h.mu.Lock()
+		if h.gone {
+			h.mu.Unlock()
+			failed[m] = fmt.Errorf("%s: %w", verb, source.ErrLost)
+			continue
+		}
 		err := do(m, h)
 		h.mu.Unlock()
 		if err != nil {

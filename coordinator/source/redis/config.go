@@ -7,6 +7,10 @@
 // moves what is due from the sorted set, so nothing else has to run. Every
 // step is one script: none is ever half done.
 //
+// What is given back is a new entry at the end. In an ordered queue it stays
+// where it is, with a lease that is over, and a consumer takes over all such
+// entries before it reads what nobody had.
+//
 // Redis keeps what it confirmed only as well as it is configured to: with
 // "appendonly yes" and "appendfsync always" over a kill and a power failure,
 // with "everysec" up to a second or two are lost, without a file everything.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,6 +23,11 @@ type reader struct {
 	swept  time.Time
 	ticked time.Time
 
+	// In an ordered queue: something was given back or its lease may have ended since all of that was looked for. What nobody had
+	// yet is not read before.
+	behind atomic.Bool
+	doubt  atomic.Bool // an answer was lost, and messages may have been in it
+
 	mu      sync.Mutex
 	waiting chan struct{} // a read that waits: closed at its end; nil: none
 	id      int64         // of the connection it waits on
@@ -33,21 +39,43 @@ type reader struct {
 const waitFor = time.Second
 
 func newReader(s *Source) *reader {
-	return &reader{s: s, shares: source.Classes{N: s.cfg.Classes}}
+	r := &reader{s: s, shares: source.Classes{N: s.cfg.Classes}}
+	r.behind.Store(true)
+	return r
 }
 
 // reapEvery is how often a consumer looks for leases that ended.
 func (r *reader) reapEvery() time.Duration {
+	if r.s.cfg.Order {
+		return tickEvery // what is given back waits for this, and few are in flight
+	}
 	return min(max(r.s.cfg.Lease/4, tickEvery), 5*time.Second)
 }
 
 func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error) {
 	for {
-		if ms := r.take(max); len(ms) > 0 {
+		ms, over := r.take(max)
+		if r.s.cfg.Order && len(over) > 0 {
+			if err := r.s.giveBack(ctx, over); err != nil && len(ms) == 0 {
+				return nil, err
+			}
+		}
+		if len(ms) > 0 {
 			return ms, nil
+		}
+		if r.s.cfg.Order {
+			if err := r.search(ctx); err != nil {
+				return nil, err
+			}
 		}
 		if err := r.tick(ctx, max); err != nil {
 			return nil, err
+		}
+		if r.s.cfg.Order && (r.behind.Load() || r.doubt.Load() && !r.reads()) {
+			if err := r.s.check(ctx); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if r.count() == 0 && !r.reads() {
 			if err := r.now(ctx, max); err != nil {
@@ -63,11 +91,28 @@ func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error
 	}
 }
 
-// take hands out what has arrived and is still ours.
-func (r *reader) take(max int) []*source.Message {
+// search gives back what was in an answer that was lost: at the end of its lease it would come out of turn.
+func (r *reader) search(ctx context.Context) error {
+	if r.reads() || !r.doubt.Swap(false) {
+		return nil
+	}
+	r.behind.Store(true)
+	var known [source.MaxClasses][]any
+	r.s.held.Each(func(_ *source.Message, at entry) { known[at.class] = append(known[at.class], at.id) })
+	for class := range r.s.cfg.Classes {
+		args := append([]any{group, r.s.cfg.Consumer}, known[class]...)
+		if err := missed.Run(ctx, r.s.db, []string{r.s.cfg.keys()[0], r.s.cfg.stream(class)}, args...).Err(); err != nil {
+			r.doubt.Store(true)
+			return err
+		}
+	}
+	return nil
+}
+
+// take hands out what has arrived and is still ours. What is not any more is its second result.
+func (r *reader) take(max int) (ms, over []*source.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var ms []*source.Message
 	for len(ms) < max {
 		class := r.s.classes.Next(func(class int) bool { return len(r.ahead[class]) > 0 })
 		if class < 0 {
@@ -76,12 +121,17 @@ func (r *reader) take(max int) []*source.Message {
 		m := r.ahead[class][0]
 		r.ahead[class] = r.ahead[class][1:]
 		if _, ok := r.s.held.Get(m); !ok {
-			r.s.held.Drop(m)
+			if over = append(over, m); r.s.cfg.Order { // what is behind it would come before it
+				over = append(over, r.ahead[class]...)
+				r.ahead[class] = nil
+			} else {
+				r.s.held.Drop(m)
+			}
 			continue
 		}
 		ms = append(ms, m)
 	}
-	return ms
+	return ms, over
 }
 
 func (r *reader) count() int {
@@ -96,6 +146,7 @@ func (r *reader) count() int {
 
 func (r *reader) add(m *source.Message) {
 	if m == nil {
+		r.doubt.Store(true) // its lease was over when it came
 		return
 	}
 	r.mu.Lock()
@@ -106,12 +157,17 @@ func (r *reader) add(m *source.Message) {
 // tick does what is due: delayed messages, leases that ended, consumers that are gone.
 func (r *reader) tick(ctx context.Context, max int) error {
 	now := time.Now()
-	if now.Sub(r.ticked) < tickEvery {
+	behind := r.s.cfg.Order && r.behind.Load()
+	if now.Sub(r.ticked) < tickEvery && !behind {
 		return nil
 	}
 	r.ticked = now
 	lease := int64(0)
-	if now.Sub(r.reaped) >= r.reapEvery() {
+	looks := 200
+	if r.s.cfg.Order {
+		looks = 100_000 // all: what is overlooked would come out of turn
+	}
+	if now.Sub(r.reaped) >= r.reapEvery() || behind {
 		r.reaped = now
 		lease = r.s.cfg.Lease.Milliseconds()
 	}
@@ -125,11 +181,19 @@ func (r *reader) tick(ctx context.Context, max int) error {
 	// Not with the caller's context: an answer that nobody reads has taken messages.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	got, err := tick.Run(ctx, r.s.db, r.s.cfg.keys(), group, r.s.cfg.Consumer, lease, max).Slice()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if lease > 0 {
+		r.behind.Store(false) // before it is looked: what is given back meanwhile is looked for again
+	}
+	answer, err := tick.Run(ctx, r.s.db, r.s.cfg.keys(), group, r.s.cfg.Consumer, lease, max, looks).Slice()
+	if err != nil {
+		r.behind.Store(true)
+		r.doubt.Store(true)
 		return err
 	}
-	for _, g := range got {
+	if lease > 0 && answer[0].(int64) == 0 {
+		r.behind.Store(true)
+	}
+	for _, g := range answer[1].([]any) {
 		row := g.([]any)
 		flat := row[3].([]any)
 		fields := make(map[string]string, len(flat)/2)
@@ -158,6 +222,7 @@ func (r *reader) now(ctx context.Context, max int) error {
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) {
+		r.doubt.Store(true)
 		return err
 	}
 	for class := range n {
@@ -169,6 +234,7 @@ func (r *reader) now(ctx context.Context, max int) error {
 		sent := r.s.held.Now()
 		got, err := r.s.db.XReadGroup(ctx, r.args(-1, max-r.count(), class)).Result()
 		if err != nil && !errors.Is(err, redis.Nil) {
+			r.doubt.Store(true)
 			return err
 		}
 		r.entries(got, []int{class}, sent)
@@ -260,6 +326,7 @@ func (r *reader) block() {
 	defer r.mu.Unlock()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		r.err = err
+		r.doubt.Store(true)
 	}
 	r.id = 0
 	close(r.waiting)

@@ -23,14 +23,16 @@ func TestMain(m *testing.M) {
 	})
 }
 
-func TestContract(t *testing.T) {
+func at(addr, password string) string {
+	return (&url.URL{Scheme: "redis", User: url.UserPassword("", password), Host: addr}).String()
+}
+
+// start runs a server of its own.
+func start(t *testing.T) (*sourcetest.Server, string) {
 	program := sourcetest.Need(t, "redis-server")
 	port := sourcetest.Port(t)
 	addr := sourcetest.Loopback(port)
-	at := func(addr, password string) string {
-		return (&url.URL{Scheme: "redis", User: url.UserPassword("", password), Host: addr}).String()
-	}
-	srv := sourcetest.StartServer(t, sourcetest.Command{Name: "redis-server", Path: program, Args: []string{
+	return sourcetest.StartServer(t, sourcetest.Command{Name: "redis-server", Path: program, Args: []string{
 		"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", t.TempDir(), "--requirepass", "p",
 		"--appendonly", "yes", "--appendfsync", "always", "--save", "",
 	}}, func(ctx context.Context) error {
@@ -41,7 +43,11 @@ func TestContract(t *testing.T) {
 		db := redis.NewClient(o)
 		defer db.Close()
 		return db.Ping(ctx).Err()
-	})
+	}), addr
+}
+
+func TestContract(t *testing.T) {
+	srv, addr := start(t)
 	open := func(ctx context.Context, addr, password string, o source.Options) (source.Source, error) {
 		s, err := Open(ctx, Config{URL: at(addr, password), Options: o})
 		if err != nil {

@@ -22,8 +22,8 @@ end
 return 1`)
 
 // tick moves delayed messages that are due into their streams and takes over messages whose lease ended. ARGV: group,
-// consumer, lease in ms (0: take over nothing), how many to take over at most. Returns what it took over: class, id,
-// deliveries, fields.
+// consumer, lease in ms (0: take over nothing), how many to take over at most, how many looks at a stream at most. Returns whether
+// it saw all there is to take over, and what it took over: class, id, deliveries, fields.
 var tick = redis.NewScript(`
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -32,12 +32,13 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT
   redis.call('XADD', KEYS[2 + tonumber(m[2])] or KEYS[2], '*', unpack(m[3]))
   redis.call('ZREM', KEYS[1], member)
 end
-local got = {}
+local got, all = {}, 1
 local left = tonumber(ARGV[4])
-if tonumber(ARGV[3]) == 0 then return got end
+if tonumber(ARGV[3]) == 0 then return {0, got} end
 for k = #KEYS, 2, -1 do
   local cursor = '0-0'
-  for _ = 1, 200 do
+  local seen = 0
+  for _ = 1, tonumber(ARGV[5]) do
     if left <= 0 then break end
     local r = redis.call('XAUTOCLAIM', KEYS[k], ARGV[1], ARGV[2], ARGV[3], cursor, 'COUNT', left)
     for _, entry in ipairs(r[2]) do
@@ -46,10 +47,14 @@ for k = #KEYS, 2, -1 do
       left = left - 1
     end
     cursor = r[1]
-    if cursor == '0-0' then break end
+    if cursor == '0-0' then
+      seen = 1
+      break
+    end
   end
+  if seen == 0 then all = 0 end
 end
-return got`)
+return {all, got}`)
 
 // extend starts leases anew. KEYS[2] stream; ARGV: group, consumer, ids. Returns 1 for each that is still ours.
 var extend = redis.NewScript(`
@@ -106,11 +111,57 @@ for i = 5, #ARGV do
 end
 return out`)
 
-// depth counts: ARGV: group. Returns ready, delayed, in flight, and the id of the first entry of each class that nobody had.
+// back gives messages back where they lie, for whoever takes over next: the oldest first, and all of them before what nobody had. The
+// entry stays pending, with a lease that ended long ago, at a consumer that is none. With keys, arguments and result as in extend.
+var back = redis.NewScript(`
+local out = {}
+for i = 3, #ARGV do
+  local p = redis.call('XPENDING', KEYS[2], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  out[#out + 1] = #p
+  if #p > 0 then redis.call('XCLAIM', KEYS[2], ARGV[1], '` + nobody + `', 0, ARGV[i], 'TIME', 1, 'JUSTID') end
+end
+return out`)
+
+// missed gives back what a consumer has and does not know of, because the answer was lost. KEYS[2] stream; ARGV: group, consumer,
+// the ids that it knows of.
+var missed = redis.NewScript(`
+local known = {}
+for i = 3, #ARGV do known[ARGV[i]] = true end
+local from = '-'
+while true do
+  local p = redis.call('XPENDING', KEYS[2], ARGV[1], from, '+', 500, ARGV[2])
+  for _, e in ipairs(p) do
+    if not known[e[1]] then redis.call('XCLAIM', KEYS[2], ARGV[1], '` + nobody + `', 0, e[1], 'TIME', 1, 'JUSTID') end
+    from = '(' .. e[1]
+  end
+  if #p == 0 then break end
+end
+return 0`)
+
+// nobody is the consumer of messages that were given back. No real one has that name.
+const nobody = "(given back)"
+
+// depth counts: ARGV: group, and who has what was given back. Returns ready, delayed, in flight, and for the first entries of each
+// class that wait the time of publication, or the id.
 var depth = redis.NewScript(`
 local ready, flying, first = 0, 0, {}
+local function oldest(e)
+  if #e > 0 then
+    local at = e[1][1]
+    for j = 1, #e[1][2], 2 do if e[1][2][j] == 'retinue-published' then at = e[1][2][j + 1] end end
+    first[#first + 1] = at
+  end
+end
 for k = 2, #KEYS do
-  local pending = redis.call('XPENDING', KEYS[k], ARGV[1])[1]
+  local p = redis.call('XPENDING', KEYS[k], ARGV[1])
+  local pending = p[1]
+  for _, c in ipairs(p[4] or {}) do
+    if c[1] == ARGV[2] then
+      pending = pending - c[2]
+      local e = redis.call('XPENDING', KEYS[k], ARGV[1], '-', '+', 1, ARGV[2])
+      if #e > 0 then oldest(redis.call('XRANGE', KEYS[k], e[1][1], e[1][1])) end
+    end
+  end
   flying = flying + pending
   ready = ready + redis.call('XLEN', KEYS[k]) - pending
   for _, g in ipairs(redis.call('XINFO', 'GROUPS', KEYS[k])) do
@@ -118,14 +169,7 @@ for k = 2, #KEYS do
     for j = 1, #g, 2 do
       if g[j] == 'name' then name = g[j + 1] elseif g[j] == 'last-delivered-id' then last = g[j + 1] end
     end
-    if name == ARGV[1] then
-      local e = redis.call('XRANGE', KEYS[k], '(' .. last, '+', 'COUNT', 1)
-      if #e > 0 then
-        local at = e[1][1]
-        for j = 1, #e[1][2], 2 do if e[1][2][j] == 'retinue-published' then at = e[1][2][j + 1] end end
-        first[#first + 1] = at
-      end
-    end
+    if name == ARGV[1] then oldest(redis.call('XRANGE', KEYS[k], '(' .. last, '+', 'COUNT', 1)) end
   end
 end
 local t = redis.call('TIME')

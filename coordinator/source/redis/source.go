@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ type Source struct {
 	db      *redis.Client
 	held    *ledger.Ledger[entry]
 	read    *reader
+	stamps  ledger.Stamps
 	classes source.Classes
 
 	once   sync.Once
@@ -118,6 +120,10 @@ func (s *Source) Ack(ctx context.Context, ms ...*source.Message) error {
 
 // Release implements source.Source.
 func (s *Source) Release(ctx context.Context, delay time.Duration, ms ...*source.Message) error {
+	if delay <= 0 && s.cfg.Order {
+		defer s.read.behind.Store(true)
+		return s.each(ctx, "release", back, nil, ms, s.held.Drop)
+	}
 	return s.each(ctx, "release", release, &delay, ms, s.held.Drop)
 }
 
@@ -212,20 +218,25 @@ func (s *Source) Publish(ctx context.Context, outs ...source.Out) error {
 }
 
 func (s *Source) publish(ctx context.Context, outs []source.Out) error {
-	now := time.Now()
 	_, err := s.db.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for _, out := range outs {
+		for i, out := range outs {
 			args := []any{dedupeWindow.Milliseconds(), roundUp(out.Delay), out.Class, "body", out.Body}
 			delay := out.Delay
 			out.Delay = 0 // by the server's clock, not by a header
-			for name, value := range ledger.Headers(out, now) {
+			for name, value := range ledger.Headers(out, s.stamps.Next()) {
 				if name == "body" {
 					name = escapedBody
 				}
 				args = append(args, name, value)
 			}
 			out.Delay = delay
-			publish.EvalSha(ctx, p, []string{s.cfg.keys()[0], s.cfg.stream(out.Class), s.cfg.prefix() + "id:" + out.ID}, args...)
+			run := publish.EvalSha
+			if s.cfg.Order && i == 0 {
+				// With its text, so that a server which forgot the script takes all or none: it could learn it from somebody else
+				// half way, and what it had refused before would come behind.
+				run = publish.Eval
+			}
+			run(ctx, p, []string{s.cfg.keys()[0], s.cfg.stream(out.Class), s.cfg.prefix() + "id:" + out.ID}, args...)
 		}
 		return nil
 	})
@@ -237,7 +248,7 @@ func (s *Source) Depth(ctx context.Context) (source.Depth, error) {
 	if err := s.check(ctx); err != nil {
 		return source.Depth{}, err
 	}
-	r, err := depth.Run(ctx, s.db, s.cfg.keys(), group).Slice()
+	r, err := depth.Run(ctx, s.db, s.cfg.keys(), group, nobody).Slice()
 	if err != nil {
 		return source.Depth{}, fmt.Errorf("depth of %s: %w", s.cfg.Queue, explain(err))
 	}
@@ -257,18 +268,45 @@ func (s *Source) Idle(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	if back := s.read.idle(ctx); len(back) > 0 {
-		if err := s.Release(ctx, 0, back...); err != nil && !errors.Is(err, source.ErrLost) {
-			return fmt.Errorf("give back to %s: %w", s.cfg.Queue, err)
-		}
+	if err := s.giveBack(ctx, s.read.idle(ctx)); err != nil {
+		return fmt.Errorf("give back to %s: %w", s.cfg.Queue, err)
 	}
 	return nil
+}
+
+// giveBack releases messages, as far as they are ours. In an ordered queue also those whose lease is over here: the server may see
+// the end a moment later, and hand out what is behind them.
+func (s *Source) giveBack(ctx context.Context, ms []*source.Message) error {
+	var err error
+	if !s.cfg.Order {
+		if len(ms) > 0 {
+			err = s.Release(ctx, 0, ms...)
+		}
+	} else {
+		s.read.behind.Store(true)
+		var byClass [source.MaxClasses][]any
+		for _, m := range ms {
+			if at, ok := s.held.Remove(m); ok {
+				byClass[at.class] = append(byClass[at.class], at.id)
+			}
+		}
+		for class, ids := range byClass {
+			for part := range slices.Chunk(ids, 200) {
+				args := append([]any{group, s.cfg.Consumer}, part...)
+				err = errors.Join(err, explain(back.Run(ctx, s.db, []string{s.cfg.keys()[0], s.cfg.stream(class)}, args...).Err()))
+			}
+		}
+	}
+	if errors.Is(err, source.ErrLost) {
+		return nil
+	}
+	return err
 }
 
 // Caps implements source.Source.
 func (s *Source) Caps() source.Caps {
 	return source.Caps{
-		Broker: "redis", MaxBody: maxBody, Dedupe: dedupeWindow, Deliveries: true, Redelivery: s.cfg.Lease + s.read.reapEvery() + tickEvery,
+		Broker: "redis", MaxBody: maxBody, Dedupe: dedupeWindow, Order: true, Deliveries: true, Redelivery: s.cfg.Lease + s.read.reapEvery() + tickEvery,
 		DelayGrain: 2 * tickEvery, Counts: source.Counts{InFlight: true, Delayed: true, Oldest: true},
 	}
 }
@@ -282,11 +320,7 @@ func (s *Source) Close(ctx context.Context) error {
 		s.read.idle(ctx)
 		var all []*source.Message
 		s.held.Each(func(m *source.Message, _ entry) { all = append(all, m) })
-		if len(all) > 0 {
-			if err = s.Release(ctx, 0, all...); errors.Is(err, source.ErrLost) {
-				err = nil
-			}
-		}
+		err = s.giveBack(ctx, all)
 		close(s.closed)
 		s.db.Close()
 		if err != nil {

@@ -63,10 +63,10 @@ func Role(t testing.TB, role string, env ...string) Command {
 func Consumer(open func(ctx context.Context, o source.Options) (source.Source, error)) func() error {
 	return func() error {
 		ctx := context.Background()
-		o := source.Options{Prefetch: 64}
+		var o source.Options
 		var lease string
 		var n int
-		if _, err := fmt.Sscan(os.Getenv("RETINUE_SOURCETEST_TAKE"), &o.Queue, &lease, &n); err != nil {
+		if _, err := fmt.Sscan(os.Getenv("RETINUE_SOURCETEST_TAKE"), &o.Queue, &lease, &n, &o.Prefetch, &o.Order); err != nil {
 			return fmt.Errorf("what to take: %w", err)
 		}
 		var err error
@@ -107,9 +107,10 @@ type doomed struct {
 }
 
 // startDoomed returns when the consumer has n messages.
-func (r *rig) startDoomed(n int, lease time.Duration) *doomed {
+func (r *rig) startDoomed(n int, change ...func(*source.Options)) *doomed {
 	r.Helper()
-	c := Role(r, "consumer", append(r.h.Child, fmt.Sprintf("RETINUE_SOURCETEST_TAKE=%s %v %d", r.queue, lease, n))...)
+	o := r.options(change...)
+	c := Role(r, "consumer", append(r.h.Child, fmt.Sprintf("RETINUE_SOURCETEST_TAKE=%s %v %d %d %t", r.queue, o.Lease, n, o.Prefetch, o.Order))...)
 	cmd := exec.Command(c.Path)
 	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -19,7 +19,7 @@ var faultCases = []namedCase{
 		s := r.open()
 		outs := items("k", 20)
 		r.publish(s, outs...)
-		d := r.startDoomed(len(outs), r.h.Lease)
+		d := r.startDoomed(len(outs))
 		r.nothing(s, 2*r.h.Lease)
 		d.kill()
 		start := time.Now()

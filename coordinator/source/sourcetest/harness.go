@@ -58,7 +58,7 @@ func Run(t *testing.T, h Harness) {
 		old.open()
 	}
 	settled := time.Now().Add(h.Settle)
-	all, alone := slices.Concat(messageCases, leaseCases, releaseCases, flowCases, closeCases, accessCases), faultCases
+	all, alone := slices.Concat(messageCases, leaseCases, releaseCases, flowCases, orderCases, closeCases, accessCases), slices.Concat(faultCases, orderFaultCases)
 	if h.Together {
 		all, alone = append(all, alone...), nil
 	}
@@ -104,6 +104,20 @@ func RunHold(t *testing.T, h Harness, limit time.Duration) {
 	r.ack(b, m)
 	r.nothing(b, 2*r.h.Lease)
 	r.empty(a)
+}
+
+// RunOrderHold is RunHold for an ordered queue: what was kept that long still comes first when it is given back, whether its consumer
+// took others meanwhile or rested.
+func RunOrderHold(t *testing.T, h Harness, limit time.Duration) {
+	if h.Lease == 0 {
+		h.Lease = time.Second
+	}
+	for name, busy := range map[string]bool{"busy": true, "at rest": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			newCase(t, h).holdInOrder(limit, busy)
+		})
+	}
 }
 
 type namedCase struct {

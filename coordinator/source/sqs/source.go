@@ -48,6 +48,9 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 	if err := c.Complete(); err != nil {
 		return nil, fmt.Errorf("open queue: %w", err)
 	}
+	if err := c.NoOrder("SQS"); err != nil {
+		return nil, fmt.Errorf("open queue %s: %w", c.Queue, err)
+	}
 	if c.hold == 0 {
 		c.hold = maxHold
 	}

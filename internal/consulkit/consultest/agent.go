@@ -36,11 +36,25 @@ type Agent struct {
 	cmd  *exec.Cmd
 	log  *buffer
 	done chan struct{}
+
+	bin  string
+	args []string
 }
 
 // Start runs an agent with `session_ttl_min = "1s"` and the further configuration hcl. It skips the test by name when there is
 // no consul program, and fails it when the agent does not elect itself within 30 seconds.
 func Start(t testing.TB, hcl ...string) *Agent {
+	t.Helper()
+	return begin(t, false, hcl)
+}
+
+// StartKept is like Start, of an agent that keeps its state on disk: after Kill, Restart has it back.
+func StartKept(t testing.TB, hcl ...string) *Agent {
+	t.Helper()
+	return begin(t, true, hcl)
+}
+
+func begin(t testing.TB, kept bool, hcl []string) *Agent {
 	t.Helper()
 	bin := Binary()
 	if bin == "" {
@@ -48,9 +62,9 @@ func Start(t testing.TB, hcl ...string) *Agent {
 	}
 	// Ports are free when they are looked up; another process may still take one before the agent does, so try again.
 	for attempt := 1; ; attempt++ {
-		a, err := start(t.TempDir(), bin, hcl)
+		a, err := start(t.TempDir(), bin, kept, hcl)
 		if err == nil {
-			t.Cleanup(a.Kill)
+			t.Cleanup(func() { a.Kill() })
 			return a
 		}
 		if attempt == 3 {
@@ -59,7 +73,7 @@ func Start(t testing.TB, hcl ...string) *Agent {
 	}
 }
 
-func start(dir, bin string, hcl []string) (*Agent, error) {
+func start(dir, bin string, kept bool, hcl []string) (*Agent, error) {
 	ports, err := freePorts(4)
 	if err != nil {
 		return nil, err
@@ -72,21 +86,42 @@ func start(dir, bin string, hcl []string) (*Agent, error) {
 	if err := os.WriteFile(conf, []byte(base+strings.Join(hcl, "\n")), 0o600); err != nil {
 		return nil, err
 	}
-	args := []string{"agent", "-dev", "-node=test", "-bind=127.0.0.1", "-config-file=" + conf, "-log-level=warn",
-		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
-		fmt.Sprintf("-serf-wan-port=%d", ports[3]), "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"}
-	a := &Agent{Addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), cmd: exec.Command(bin, args...), log: &buffer{}, done: make(chan struct{})}
-	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := a.cmd.Start(); err != nil {
-		return nil, err
+	mode := []string{"agent", "-dev"}
+	if kept {
+		mode = []string{"agent", "-server", "-bootstrap-expect=1", "-client=127.0.0.1", "-data-dir=" + dir + "/data", "-hcl=performance { raft_multiplier = 1 }"}
 	}
-	go func() { a.cmd.Wait(); close(a.done) }()
-	if err := a.await(30 * time.Second); err != nil {
-		a.Kill()
+	a := &Agent{Addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), log: &buffer{}, bin: bin}
+	a.args = append(mode, "-node=test", "-bind=127.0.0.1", "-config-file="+conf, "-log-level=warn",
+		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
+		fmt.Sprintf("-serf-wan-port=%d", ports[3]), "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1")
+	if err := a.run(); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// run starts the process and waits until it serves.
+func (a *Agent) run() error {
+	a.cmd, a.done = exec.Command(a.bin, a.args...), make(chan struct{})
+	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := a.cmd.Start(); err != nil {
+		return err
+	}
+	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(a.cmd, a.done)
+	if err := a.await(30 * time.Second); err != nil {
+		a.Kill()
+		return err
+	}
+	return nil
+}
+
+// Restart runs an agent of StartKept again, after Kill.
+func (a *Agent) Restart(t testing.TB) {
+	t.Helper()
+	if err := a.run(); err != nil {
+		t.Fatalf("start consul again: %v", err)
+	}
 }
 
 // await asks until the agent can commit a write: a leader alone is not enough.

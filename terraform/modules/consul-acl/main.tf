@@ -36,9 +36,16 @@ locals {
     ))
 
     # What the coordinators of a work queue do: they keep the records of their own
-    # journal, and read where their broker is.
+    # journal, agree on who holds which partition by sessions of a node that has no
+    # agent, and read where their broker is.
     coordinator = <<-EOT
       key_prefix "retinue/queues/${var.job_name}/" {
+        policy = "write"
+      }
+      session "retinue-coordinators" {
+        policy = "write"
+      }
+      node "retinue-coordinators" {
         policy = "write"
       }
       service "${var.job_name}-broker" {

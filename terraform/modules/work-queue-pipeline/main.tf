@@ -11,6 +11,8 @@ locals {
       scaler_resources      = jsonencode(var.scaler_resources)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
+      partitions            = jsonencode(var.partitions)
+      to_partitions         = jsonencode(var.to_partitions)
       split                 = jsonencode(var.split)
       gather                = jsonencode(var.gather)
       allow                 = jsonencode(var.allow)
@@ -29,7 +31,7 @@ locals {
 
   # Names that belong to no stage.
   strangers = setsubtract(
-    concat(keys(var.max_count), keys(var.min_count), keys(var.coordinator_config), var.split, var.gather),
+    concat(keys(var.max_count), keys(var.min_count), keys(var.partitions), keys(var.coordinator_config), var.split, var.gather),
     [for stage in var.stages : stage.name],
   )
 
@@ -72,7 +74,7 @@ resource "nomad_job" "this" {
   lifecycle {
     precondition {
       condition     = length(local.strangers) == 0
-      error_message = "There is no stage ${join(", ", local.strangers)}: max_count, min_count, coordinator_config, split and gather go by the names of stages."
+      error_message = "There is no stage ${join(", ", local.strangers)}: max_count, min_count, partitions, coordinator_config, split and gather go by the names of stages."
     }
 
     precondition {
@@ -83,6 +85,16 @@ resource "nomad_job" "this" {
     precondition {
       condition     = var.to != "" || !contains(var.gather, var.stages[length(var.stages) - 1].name)
       error_message = "The last stage gathers into nothing: name a queue with to."
+    }
+
+    precondition {
+      condition     = alltrue([for count in concat(values(var.partitions), [var.to_partitions]) : count == 0]) || !contains(["sqs", "kafka", "kafkas"], split(":", var.queue_url)[0])
+      error_message = "SQS and Kafka have no partitions: a FIFO queue of SQS, and Kafka with groups=classic, order a key themselves."
+    }
+
+    precondition {
+      condition     = var.to_partitions == 0 || var.to != ""
+      error_message = "The to_partitions are those of a queue after the last stage: name it with to."
     }
   }
 }

@@ -81,6 +81,18 @@ variable "min_count" {
   nullable = false
 }
 
+variable "partitions" {
+  description = "Partitions of the queues of stages, by the names of the stages that are to keep the order of a message's key over all of their workers, such as { ocr = 16 }. Each is taken by one coordinator at a time. A few times as many as the stage has workers, 64 at most. Change it when the queue is empty. A stage that is not named has none."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.partitions : stage if count < 0 || count > 64 || floor(count) != count]) == 0
+    error_message = "The partitions must have whole numbers from 0 to 64, by the names of stages."
+  }
+  nullable = false
+}
+
 variable "target_drain" {
   description = "How long it may take to work off what is there: what the number of workers is computed from."
   type        = string
@@ -229,6 +241,18 @@ variable "to" {
   type        = string
   default     = ""
   nullable    = false
+}
+
+variable "to_partitions" {
+  description = "The partitions of the queue that to names, as its own job has them. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.to_partitions >= 0 && var.to_partitions <= 64 && floor(var.to_partitions) == var.to_partitions
+    error_message = "The to_partitions must be a whole number from 0 to 64."
+  }
+  nullable = false
 }
 
 variable "split" {

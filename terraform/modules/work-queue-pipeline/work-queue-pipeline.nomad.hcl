@@ -83,6 +83,17 @@ variable "min_count" {
   }
 }
 
+variable "partitions" {
+  description = "Partitions of the queues of stages, by the names of the stages that are to keep the order of a message's key over all of their workers, such as { ocr = 16 }. Each is taken by one coordinator at a time. A few times as many as the stage has workers, 64 at most. Change it when the queue is empty. A stage that is not named has none."
+  type        = map(number)
+  default     = {}
+
+  validation {
+    condition     = length([for stage, count in var.partitions : stage if count < 0 || count > 64 || floor(count) != count]) == 0
+    error_message = "The partitions must have whole numbers from 0 to 64, by the names of stages."
+  }
+}
+
 variable "target_drain" {
   description = "How long it may take to work off what is there: what the number of workers is computed from."
   type        = string
@@ -216,6 +227,17 @@ variable "to" {
   description = "Queue after the last stage, on the same broker. Empty: none, the output stays in the item's record."
   type        = string
   default     = ""
+}
+
+variable "to_partitions" {
+  description = "The partitions of the queue that to names, as its own job has them. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.to_partitions >= 0 && var.to_partitions <= 64 && floor(var.to_partitions) == var.to_partitions
+    error_message = "The to_partitions must be a whole number from 0 to 64."
+  }
 }
 
 variable "split" {
@@ -407,15 +429,28 @@ locals {
   # A validation sees its own variable alone. What has to fit another one fails here, by a sentence that is no number, in a
   # local that no other local needs: then Nomad shows this error.
   names   = [for stage in var.stages : stage.name]
-  unknown = [for name in concat(keys(var.max_count), keys(var.min_count), keys(var.coordinator_config), var.split, var.gather) : name if !contains(local.names, name)]
+  unknown = [for name in concat(keys(var.max_count), keys(var.min_count), keys(var.partitions), keys(var.coordinator_config), var.split, var.gather) : name if !contains(local.names, name)]
   wrong   = [for name in local.names : name if lookup(var.min_count, name, 0) > lookup(var.max_count, name, 0)]
-  ends    = [for name in var.gather : name if name == local.names[length(local.names) - 1] && var.to == ""]
+  # All that speak to a queue must count the same partitions.
+  ordered = contains(["sqs", "kafka", "kafkas"], split(":", var.queue_url)[0])
+  parted  = [for name in local.names : name if lookup(var.partitions, name, 0) > 0]
+  elsewhere = concat(
+    [for name in keys(var.coordinator_env) : name if contains(["RETINUE_COORDINATOR_PARTITIONS", "RETINUE_COORDINATOR_TO_PARTITIONS"], name)],
+    [for name, text in var.coordinator_config : "coordinator_config of ${name}" if regex_replace(text, "(^|[[:space:]{])(to_)?partitions[[:space:]]*=", "") != text],
+  )
+  ends = [for name in var.gather : name if name == local.names[length(local.names) - 1] && var.to == ""]
   count = (
     length(local.unknown) > 0 ? parseint("there is no stage ${join(", ", local.unknown)}", 10) :
     length(local.wrong) > 0 ? parseint("the min_count must not be above the max_count of stage ${join(", ", local.wrong)}", 10) :
     length(local.ends) > 0 ? parseint("the last stage gathers into nothing: name a queue with to", 10) :
+    (length(local.parted) > 0 || var.to_partitions > 0) && local.ordered ? parseint("SQS and Kafka have no partitions: a FIFO queue of SQS, and Kafka with groups=classic, order a key themselves", 10) :
+    var.to_partitions > 0 && var.to == "" ? parseint("to_partitions are those of a queue after the last stage: name it with to", 10) :
+    length(local.elsewhere) > 0 ? parseint("partitions are said by the variables partitions and to_partitions, which the stage before and the scaler see too: not in ${join(", ", local.elsewhere)}", 10) :
     length(var.stages)
   )
+
+  # Of each stage's queue, and of the queue after the last one.
+  partitions = concat([for name in local.names : lookup(var.partitions, name, 0)], [var.to_partitions])
 
   # Stages with a max_count: one scaler has them all.
   scaled = [for stage in var.stages : stage if lookup(var.max_count, stage.name, 0) > 0]
@@ -543,6 +578,9 @@ job "work-queue-pipeline" {
           RETINUE_COORDINATOR_DRAIN_TIMEOUT = "${var.drain_seconds}s"
           RETINUE_COORDINATOR_TO            = contains(var.gather, local.names[stage.value]) ? "" : local.queues[stage.value + 1]
           RETINUE_COORDINATOR_GATHER        = contains(var.gather, local.names[stage.value]) ? local.queues[stage.value + 1] : ""
+          RETINUE_COORDINATOR_ORDER         = local.partitions[stage.value] > 0 ? "message" : ""
+          RETINUE_COORDINATOR_PARTITIONS    = "${local.partitions[stage.value]}"
+          RETINUE_COORDINATOR_TO_PARTITIONS = contains(var.gather, local.names[stage.value]) ? "0" : "${local.partitions[stage.value + 1]}" # what is gathered has no key
           RETINUE_COORDINATOR_SPLIT         = contains(var.split, local.names[stage.value]) ? "true" : ""
           RETINUE_COORDINATOR_KEEP          = var.keep
           RETINUE_COORDINATOR_ALLOW         = join(",", distinct(concat(var.allow, compact([var.artifacts]))))
@@ -551,7 +589,7 @@ job "work-queue-pipeline" {
           RETINUE_COORDINATOR_COMMIT        = local.commit
           RETINUE_COORDINATOR_DONE          = local.done
           RETINUE_COORDINATOR_JOURNAL       = local.commit == "journal" ? "consul:${var.job_name}" : ""
-          RETINUE_COORDINATOR_LOAD          = lookup(var.max_count, local.names[stage.value], 0) > 0 ? "consul:${var.job_name}" : ""
+          RETINUE_COORDINATOR_LOAD          = lookup(var.max_count, local.names[stage.value], 0) > 0 || local.partitions[stage.value] > 0 ? "consul:${var.job_name}" : ""
         }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {}, var.coordinator_env)
 
         dynamic "template" {
@@ -740,19 +778,20 @@ job "work-queue-pipeline" {
         }
 
         env = merge({
-          CONSUL_HTTP_ADDR         = var.consul_http_addr
-          RETINUE_SCALER_QUEUE     = join(",", [for stage in local.scaled : "${var.job_name}-${stage.name}"])
-          RETINUE_SCALER_JOB       = var.job_name
-          RETINUE_SCALER_GROUP     = join(",", [for stage in local.scaled : stage.name])
-          RETINUE_SCALER_SLOTS     = join(",", [for stage in local.scaled : stage.slots])
-          RETINUE_SCALER_MIN       = join(",", [for stage in local.scaled : lookup(var.min_count, stage.name, 0)])
-          RETINUE_SCALER_MAX       = join(",", [for stage in local.scaled : var.max_count[stage.name]])
-          RETINUE_SCALER_TARGET    = var.target_drain
-          RETINUE_SCALER_COOLDOWN  = var.scale_cooldown
-          RETINUE_SCALER_DRAIN     = "${var.drain_seconds}s"
-          RETINUE_SCALER_CLASSES   = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
-          RETINUE_SCALER_LEASE     = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
-          RETINUE_COORDINATOR_ADDR = lookup(var.max_count, local.names[0], 0) > 0 ? "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" : "" # retinue queue put, while nobody works in the first stage
+          CONSUL_HTTP_ADDR          = var.consul_http_addr
+          RETINUE_SCALER_QUEUE      = join(",", [for stage in local.scaled : "${var.job_name}-${stage.name}"])
+          RETINUE_SCALER_JOB        = var.job_name
+          RETINUE_SCALER_GROUP      = join(",", [for stage in local.scaled : stage.name])
+          RETINUE_SCALER_SLOTS      = join(",", [for stage in local.scaled : stage.slots])
+          RETINUE_SCALER_PARTITIONS = join(",", [for stage in local.scaled : lookup(var.partitions, stage.name, 0)])
+          RETINUE_SCALER_MIN        = join(",", [for stage in local.scaled : lookup(var.min_count, stage.name, 0)])
+          RETINUE_SCALER_MAX        = join(",", [for stage in local.scaled : var.max_count[stage.name]])
+          RETINUE_SCALER_TARGET     = var.target_drain
+          RETINUE_SCALER_COOLDOWN   = var.scale_cooldown
+          RETINUE_SCALER_DRAIN      = "${var.drain_seconds}s"
+          RETINUE_SCALER_CLASSES    = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
+          RETINUE_SCALER_LEASE      = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
+          RETINUE_COORDINATOR_ADDR  = lookup(var.max_count, local.names[0], 0) > 0 ? "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" : "" # retinue queue put, while nobody works in the first stage
         }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {}, local.sqs && var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {})
 
         dynamic "template" {

@@ -12,6 +12,8 @@ locals {
       slots                 = jsonencode(var.slots)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
+      partitions            = jsonencode(var.partitions)
+      to_partitions         = jsonencode(var.to_partitions)
       split                 = jsonencode(var.split)
       allow                 = jsonencode(var.allow)
       aws_credentials       = jsonencode(var.aws_credentials)
@@ -78,6 +80,21 @@ resource "nomad_job" "this" {
     precondition {
       condition     = var.min_count <= var.max_count
       error_message = "The min_count must not be above the max_count."
+    }
+
+    precondition {
+      condition     = var.partitions == 0 || var.order == "message"
+      error_message = "Partitions need order = message: a producer puts an item into its partition by the key of the message."
+    }
+
+    precondition {
+      condition     = (var.partitions == 0 && var.to_partitions == 0) || !contains(["sqs", "kafka", "kafkas"], split(":", var.queue_url)[0])
+      error_message = "SQS and Kafka have no partitions: a FIFO queue of SQS, and Kafka with groups=classic, order a key themselves."
+    }
+
+    precondition {
+      condition     = var.to_partitions == 0 || var.to != ""
+      error_message = "The to_partitions are those of a next stage: name it with to."
     }
   }
 }

@@ -250,6 +250,18 @@ variable "to" {
   nullable    = false
 }
 
+variable "to_partitions" {
+  description = "The partitions of the queue that to names, as its own job has them. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.to_partitions >= 0 && var.to_partitions <= 64 && floor(var.to_partitions) == var.to_partitions
+    error_message = "The to_partitions must be a whole number from 0 to 64."
+  }
+  nullable = false
+}
+
 variable "split" {
   description = "The messages of one item to the next stage are a group, which gather of that stage or a later one makes one item again."
   type        = bool
@@ -348,6 +360,18 @@ variable "order" {
   validation {
     condition     = replace(var.order, "/^(message|header:.+)$/", "") == ""
     error_message = "The order must be message or header:NAME, or empty."
+  }
+  nullable = false
+}
+
+variable "partitions" {
+  description = "Partitions of the queue, each taken by one coordinator at a time: with order = message the order of a key then holds over all workers, not only within each. A few times as many as there are workers, 64 at most. Change it when the queue is empty. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.partitions >= 0 && var.partitions <= 64 && floor(var.partitions) == var.partitions
+    error_message = "The partitions must be a whole number from 0 to 64."
   }
   nullable = false
 }

@@ -233,6 +233,17 @@ variable "to" {
   default     = ""
 }
 
+variable "to_partitions" {
+  description = "The partitions of the queue that to names, as its own job has them. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.to_partitions >= 0 && var.to_partitions <= 64 && floor(var.to_partitions) == var.to_partitions
+    error_message = "The to_partitions must be a whole number from 0 to 64."
+  }
+}
+
 variable "split" {
   description = "The messages of one item to the next stage are a group, which gather of that stage or a later one makes one item again."
   type        = bool
@@ -321,6 +332,17 @@ variable "order" {
   validation {
     condition     = regex_replace(var.order, "^(message|header:.+)$", "") == ""
     error_message = "The order must be message or header:NAME, or empty."
+  }
+}
+
+variable "partitions" {
+  description = "Partitions of the queue, each taken by one coordinator at a time: with order = message the order of a key then holds over all workers, not only within each. A few times as many as there are workers, 64 at most. Change it when the queue is empty. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.partitions >= 0 && var.partitions <= 64 && floor(var.partitions) == var.partitions
+    error_message = "The partitions must be a whole number from 0 to 64."
   }
 }
 
@@ -488,8 +510,16 @@ locals {
   scales = var.max_count > 0
   count = (
     var.min_count > var.max_count ? parseint("the min_count must not be above the max_count", 10) :
+    var.partitions > 0 && var.order != "message" ? parseint("partitions need order = message: a producer puts an item into its partition by the key of the message", 10) :
+    (var.partitions > 0 || var.to_partitions > 0) && local.ordered ? parseint("SQS and Kafka have no partitions: a FIFO queue of SQS, and Kafka with groups=classic, order a key themselves", 10) :
+    var.to_partitions > 0 && var.to == "" ? parseint("to_partitions are those of a next stage: name it with to", 10) :
+    local.elsewhere ? parseint("partitions are said by the variables partitions and to_partitions, which the scaler sees too, and nowhere else", 10) :
     local.scales ? max(var.min_count, min(var.count, var.max_count)) : var.count
   )
+
+  # All that speak to a queue must count the same partitions.
+  ordered   = contains(["sqs", "kafka", "kafkas"], split(":", var.queue_url)[0])
+  elsewhere = length([for name in keys(var.coordinator_env) : name if contains(["RETINUE_COORDINATOR_PARTITIONS", "RETINUE_COORDINATOR_TO_PARTITIONS"], name)]) > 0 || regex_replace(var.coordinator_config, "(^|[[:space:]{])(to_)?partitions[[:space:]]*=", "") != var.coordinator_config
 
   # The key of S3 and SQS, as AWS's own programs have it: a file, and nothing of it in the job.
   credentials = "{{ with nomadVar \"nomad/jobs/${var.job_name}\" }}[default]\naws_access_key_id = {{ .aws_access_key_id }}\naws_secret_access_key = {{ .aws_secret_access_key }}\n{{ with .aws_session_token }}aws_session_token = {{ . }}\n{{ end }}{{ end }}"
@@ -627,6 +657,7 @@ job "work-queue" {
         RETINUE_COORDINATOR_MAX_RUNTIME                    = var.max_runtime
         RETINUE_COORDINATOR_DRAIN_TIMEOUT                  = local.dispatch ? "0s" : "${var.drain_seconds}s" # children go on
         RETINUE_COORDINATOR_TO                             = var.to
+        RETINUE_COORDINATOR_TO_PARTITIONS                  = "${var.to_partitions}"
         RETINUE_COORDINATOR_SPLIT                          = var.split ? "true" : ""
         RETINUE_COORDINATOR_GATHER                         = var.gather
         RETINUE_COORDINATOR_KEEP                           = var.keep
@@ -636,8 +667,9 @@ job "work-queue" {
         RETINUE_COORDINATOR_COMMIT                         = local.commit
         RETINUE_COORDINATOR_DONE                           = local.done
         RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
-        RETINUE_COORDINATOR_LOAD                           = local.scales || var.rate != "" || var.rate_per_key != "" ? "consul:${var.job_name}" : ""
+        RETINUE_COORDINATOR_LOAD                           = local.scales || var.rate != "" || var.rate_per_key != "" || var.partitions > 0 ? "consul:${var.job_name}" : ""
         RETINUE_COORDINATOR_ORDER                          = var.order
+        RETINUE_COORDINATOR_PARTITIONS                     = "${var.partitions}"
         RETINUE_COORDINATOR_RATE                           = var.rate
         RETINUE_COORDINATOR_RATE_PER_KEY                   = var.rate_per_key
         }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, local.dispatch ? {
@@ -848,19 +880,20 @@ job "work-queue" {
         }
 
         env = merge({
-          CONSUL_HTTP_ADDR         = var.consul_http_addr
-          RETINUE_SCALER_QUEUE     = var.job_name
-          RETINUE_SCALER_JOB       = var.job_name
-          RETINUE_SCALER_GROUP     = "worker"
-          RETINUE_SCALER_SLOTS     = "${var.slots}"
-          RETINUE_SCALER_MIN       = "${var.min_count}"
-          RETINUE_SCALER_MAX       = "${var.max_count}"
-          RETINUE_SCALER_TARGET    = var.target_drain
-          RETINUE_SCALER_COOLDOWN  = var.scale_cooldown
-          RETINUE_SCALER_DRAIN     = "${var.drain_seconds}s"
-          RETINUE_SCALER_CLASSES   = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
-          RETINUE_SCALER_LEASE     = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
-          RETINUE_COORDINATOR_ADDR = "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" # retinue queue put, while nobody works
+          CONSUL_HTTP_ADDR          = var.consul_http_addr
+          RETINUE_SCALER_QUEUE      = var.job_name
+          RETINUE_SCALER_JOB        = var.job_name
+          RETINUE_SCALER_GROUP      = "worker"
+          RETINUE_SCALER_SLOTS      = "${var.slots}"
+          RETINUE_SCALER_PARTITIONS = "${var.partitions}"
+          RETINUE_SCALER_MIN        = "${var.min_count}"
+          RETINUE_SCALER_MAX        = "${var.max_count}"
+          RETINUE_SCALER_TARGET     = var.target_drain
+          RETINUE_SCALER_COOLDOWN   = var.scale_cooldown
+          RETINUE_SCALER_DRAIN      = "${var.drain_seconds}s"
+          RETINUE_SCALER_CLASSES    = lookup(var.coordinator_env, "RETINUE_COORDINATOR_CLASSES", "1")
+          RETINUE_SCALER_LEASE      = lookup(var.coordinator_env, "RETINUE_COORDINATOR_LEASE", "10s")
+          RETINUE_COORDINATOR_ADDR  = "unix://${NOMAD_ALLOC_DIR}/tmp/scaler.sock" # retinue queue put, while nobody works
         }, local.own_broker ? { RETINUE_SCALER_BROKER = local.own_url } : {}, local.sqs && var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {})
 
         dynamic "template" {

@@ -5,12 +5,16 @@
 package ledger
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
 	"retinue/coordinator/source"
 	"retinue/internal/clock"
 )
+
+// ErrTorn is what an ordered source answers that has lost its connection: see source.Caps.Order.
+var ErrTorn = fmt.Errorf("%w: the connection was lost, and with it perhaps messages that come again out of order", source.ErrUnavailable)
 
 // Ledger holds leased messages with what the adapter needs to answer for each. All methods may be called at the same time.
 type Ledger[T any] struct {
@@ -86,6 +90,18 @@ func (l *Ledger[T]) Take(m *source.Message) (T, bool) {
 	if e == nil || l.clock.Now() >= e.until {
 		var none T
 		return none, false
+	}
+	return e.token, true
+}
+
+// Remove returns the token of a message and forgets it, also where its lease is over.
+func (l *Ledger[T]) Remove(m *source.Message) (token T, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.held[m]
+	delete(l.held, m)
+	if e == nil {
+		return token, false
 	}
 	return e.token, true
 }

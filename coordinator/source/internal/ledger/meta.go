@@ -13,6 +13,7 @@ const (
 	headerKey       = "retinue-key"
 	headerClass     = "retinue-class"
 	headerPublished = "retinue-published" // milliseconds since 1970
+	headerNanos     = "retinue-nanos"     // and nanoseconds; a header of its own, so that older versions can read the other
 )
 
 // HeaderID is the header of a message's identity.
@@ -21,14 +22,18 @@ const HeaderID = "retinue-id"
 // HeaderDue is the header of the time before which a message must not be delivered, in milliseconds since 1970.
 const HeaderDue = "retinue-due"
 
-// Headers returns an Out's headers with our own, for brokers that carry text headers.
-func Headers(out source.Out, now time.Time) map[string]string {
-	all := make(map[string]string, len(out.Headers)+5)
+// Headers returns an Out's headers with our own, for brokers that carry text headers. Its delay runs from now, whatever the time
+// of publication says.
+func Headers(out source.Out, published time.Time) map[string]string {
+	all := make(map[string]string, len(out.Headers)+6)
 	for name, value := range out.Headers {
 		all[name] = value
 	}
 	all[HeaderID] = out.ID
-	all[headerPublished] = strconv.FormatInt(now.UnixMilli(), 10)
+	all[headerPublished] = strconv.FormatInt(published.UnixMilli(), 10)
+	if nanos := published.Nanosecond() % int(time.Millisecond); nanos != 0 {
+		all[headerNanos] = strconv.Itoa(nanos)
+	}
 	if out.Key != "" {
 		all[headerKey] = out.Key
 	}
@@ -36,7 +41,7 @@ func Headers(out source.Out, now time.Time) map[string]string {
 		all[headerClass] = strconv.Itoa(out.Class)
 	}
 	if out.Delay > 0 {
-		all[HeaderDue] = strconv.FormatInt(now.Add(out.Delay+time.Millisecond-1).UnixMilli(), 10)
+		all[HeaderDue] = strconv.FormatInt(time.Now().Add(out.Delay+time.Millisecond-1).UnixMilli(), 10)
 	}
 	return all
 }
@@ -45,6 +50,7 @@ func Headers(out source.Out, now time.Time) map[string]string {
 // Its return value is the time before which the message must not be delivered, zero for none.
 func Read(m *source.Message, all map[string]string) (due time.Time) {
 	m.Headers = all
+	var nanos time.Duration
 	for name, value := range all {
 		if !source.OwnHeader(name) {
 			continue
@@ -61,9 +67,16 @@ func Read(m *source.Message, all map[string]string) (due time.Time) {
 			}
 		case name == headerPublished:
 			m.Published = millis(value)
+		case name == headerNanos:
+			if n, err := strconv.Atoi(value); err == nil && n > 0 && n < int(time.Millisecond) {
+				nanos = time.Duration(n)
+			}
 		case name == HeaderDue:
 			due = millis(value)
 		}
+	}
+	if !m.Published.IsZero() {
+		m.Published = m.Published.Add(nanos)
 	}
 	if m.Body == nil {
 		m.Body = []byte{}
