@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"retinue/coordinator/item"
@@ -155,13 +156,21 @@ func sameDevice(a, b string) bool {
 	return unix.Stat(a, &sa) == nil && unix.Stat(b, &sb) == nil && sa.Dev == sb.Dev
 }
 
+// syncers is how many files are brought to the disk at once. A file system with a journal takes all that ask at the same time into one commit.
+const syncers = 8
+
+// syncTree brings a folder and everything in it to the disk.
 func syncTree(root string) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	var all errgroup.Group
+	all.SetLimit(syncers)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type()&(fs.ModeSymlink|fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0 {
 			return err
 		}
-		return syncPath(path)
+		all.Go(func() error { return syncPath(path) })
+		return nil
 	})
+	return errors.Join(err, all.Wait())
 }
 
 func syncPath(path string) error {

@@ -18,7 +18,7 @@ import (
 	"retinue/coordinator/source/dial"
 )
 
-// latency publishes at half of the rate that the slowest has, one item after the other, and tells how old each was when the worker got it, or, with
+// latency publishes at half of the rate that the slowest has, one item after another, and tells how old each was when the worker got it, or, with
 // a command for each item, when its output was under its last name.
 func (q *queueRig) latency(ctx context.Context, report *Report) error {
 	worker := "From before the publication to the worker, "
@@ -29,13 +29,13 @@ func (q *queueRig) latency(ctx context.Context, report *Report) error {
 	for _, part := range []func(kind string) error{
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency at half load: " + kind, table: kind + ", http", ends: worker + "one POST for each", size: kibi, slowest: min(q.rates[kind+", http"][loopName], q.rates[kind+", http"][queueName]), guess: 1000, lasts: q.amounts.latency,
+				title: "Latency at half load: " + kind, table: kind + ", http", ends: worker + "one POST for each", size: kibi, beside: math.Inf(1), lasts: q.amounts.latency,
 				most: []added{{}, {"", 300 * time.Microsecond, 3 * time.Millisecond}}}, kind,
 				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency in batches of up to 100: " + kind, table: kind + ", batch", ends: worker + "with whatever else waits, at no more than 3,000 items/s, which one publisher can do", size: kibi, slowest: min(6000, slowest(report, kind+", batch")), guess: 6000, lasts: q.amounts.latency,
+				title: "Latency in batches of up to 100: " + kind, table: kind + ", batch", ends: worker + "with whatever else waits, at no more than 3,000 items/s, which one publisher can do", size: kibi, beside: 6000, lasts: q.amounts.latency,
 				most: make([]added, 2)}, kind,
 				[]*queuer{q.loop(kind, "batch"), q.httpWorker(q.coordinator(kind, queueName, "http, batch 100", configBatch))})
 		},
@@ -71,6 +71,7 @@ type latencyTable struct {
 	title, table, ends string
 	size               int     // bytes of an item
 	slowest, guess     float64 // items/s, as measured before, and where nothing was
+	beside             float64 // in place of these: as measured here, and no more than this
 	lasts              time.Duration
 	most               []added
 }
@@ -100,7 +101,21 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 	if rate == 0 {
 		rate = l.guess / 2
 	}
-	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s for %v.", l.ends, l.size/kibi, count(rate), l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	load := ""
+	if l.beside > 0 {
+		rate = l.beside / 2
+		for _, c := range all {
+			c.size = l.size
+			q.say("%s, most: %s", l.table, strings.TrimSpace(c.name+" "+c.config))
+			most, err := q.sustained(ctx, kind, c, l.lasts/2)
+			if err != nil {
+				return err
+			}
+			rate = min(rate, most/2)
+		}
+		load = ", half of what the slowest handles while they are published beside it"
+	}
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v.", l.ends, l.size/kibi, count(rate), load, l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
 	var base Summary
 	for i, c := range all {
 		c.size = l.size
@@ -128,37 +143,123 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 	return nil
 }
 
-func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float64, lasts time.Duration) ([]time.Duration, error) {
+// paced publishes at a rate, and returns how long each item took.
+func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float64, lasts time.Duration) (took []time.Duration, err error) {
+	err = q.beside(ctx, kind, c, func(publish func(context.Context, int) error, seen func(int) error) error {
+		sent, began := 1, time.Now()
+		err := inParallel(func(send func(func() error)) error {
+			for n := 0; time.Since(began) < lasts; n++ {
+				if err := pause(ctx, time.Until(began.Add(time.Duration(float64(n)/rate*float64(time.Second))))); err != nil {
+					return err
+				}
+				number := sent
+				sent++
+				send(func() error { return publish(ctx, number) })
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := seen(sent); err != nil {
+			return err
+		}
+		took, err = c.latencies(ctx)
+		return err
+	})
+	return took, err
+}
+
+// sustained is how many items a second a contender handles while they are published beside it, as many as it can take: what half a load is half of.
+// The rates of the other parts are of items that were there before, and whoever publishes needs processors too.
+func (q *queueRig) sustained(ctx context.Context, kind string, c *queuer, lasts time.Duration) (rate float64, err error) {
+	const backlog, look = 1000, 100
+	err = q.beside(ctx, kind, c, func(publish func(context.Context, int) error, seen func(int) error) error {
+		sent, began := 1, time.Now()
+		err := inParallel(func(send func(func() error)) error {
+			for time.Since(began) < lasts {
+				for range look {
+					number := sent
+					sent++
+					send(func() error { return publish(ctx, number) })
+				}
+				if sent > backlog {
+					if err := seen(sent - backlog); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := seen(sent); err != nil {
+			return err
+		}
+		rate = float64(sent) / time.Since(began).Seconds()
+		_, err = c.latencies(ctx)
+		return err
+	})
+	return rate, err
+}
+
+// inParallel does up to 64 things at once: one answer of the broker must not hold up the next item.
+func inParallel(all func(send func(func() error)) error) error {
+	limit, failed := make(chan struct{}, 64), make(chan error, 1)
+	err := all(func(do func() error) {
+		limit <- struct{}{}
+		go func() {
+			defer func() { <-limit }()
+			if err := do(); err != nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+		}()
+	})
+	for range cap(limit) {
+		limit <- struct{}{}
+	}
+	select {
+	case err = <-failed:
+	default:
+	}
+	return err
+}
+
+// beside runs a contender, and does something beside it once it has taken its first item, number 0.
+func (q *queueRig) beside(ctx context.Context, kind string, c *queuer, do func(publish func(context.Context, int) error, seen func(int) error) error) error {
 	if err := q.fresh(c); err != nil {
-		return nil, err
+		return err
 	}
 	if c.helper != nil {
 		worker, err := c.helper()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer worker.kill()
 		if err := eventually(ctx, 20*time.Second, "the worker listens", func(context.Context) error { _, err := os.Stat(c.socket); return err }); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if c.arrivals != nil {
 		if err := c.arrivals.open(c); err != nil {
-			return nil, err
+			return err
 		}
 		defer c.arrivals.close()
 	}
 	publish, closing, err := q.publisher(ctx, kind, c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer closing()
 	p, err := c.start()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer p.kill()
-	sent := 0
 	seen := func(n int) error {
 		return eventually(ctx, 60*time.Second, fmt.Sprintf("%s has taken %d items", c.name, n), func(ctx context.Context) error {
 			got, err := c.count(ctx)
@@ -168,48 +269,16 @@ func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float
 			return err
 		})
 	}
-	if err := publish(ctx, sent); err != nil { // it is up
-		return nil, err
+	if err := publish(ctx, 0); err != nil { // it is up
+		return err
 	}
-	sent++
-	if err := seen(sent); err != nil {
-		return nil, err
+	if err := seen(1); err != nil {
+		return err
 	}
 	if _, err := c.latencies(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	// Items that are due are published side by side: one answer of the broker must not hold up the next item.
-	began, limit := time.Now(), make(chan struct{}, 64)
-	failed := make(chan error, 1)
-	for n := 0; time.Since(began) < lasts; n++ {
-		if err := pause(ctx, time.Until(began.Add(time.Duration(float64(n)/rate*float64(time.Second))))); err != nil {
-			return nil, err
-		}
-		limit <- struct{}{}
-		number := sent
-		sent++
-		go func() {
-			defer func() { <-limit }()
-			if err := publish(ctx, number); err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
-			}
-		}()
-	}
-	for range cap(limit) {
-		limit <- struct{}{}
-	}
-	select {
-	case err := <-failed:
-		return nil, err
-	default:
-	}
-	if err := seen(sent); err != nil {
-		return nil, err
-	}
-	return c.latencies(ctx)
+	return do(publish, seen)
 }
 
 // publisher publishes one item that begins with the time.

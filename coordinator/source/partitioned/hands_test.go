@@ -244,3 +244,140 @@ func TestTakenBack(t *testing.T) {
 		t.Errorf("they come as %s", got)
 	}
 }
+
+// What a producer that knows of no partitions puts into the queue itself comes to its partition. What has no key stays there, for anyone.
+func TestMoved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s, _ := w.single("a", nil)
+	w.give(s)
+	raw, err := w.broker.Open(w.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close(context.Background())
+	for i := 1; i <= 3; i++ {
+		out := source.Out{ID: fmt.Sprint(i), Key: "k", Body: fmt.Append(nil, i), Headers: map[string]string{"mine": "yes"}}
+		if err := (plain{raw}).Publish(t.Context(), out, source.Out{ID: fmt.Sprint("any", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var keyed []string
+	for _, m := range s.take(6) {
+		_, ofPartition := m.Token.(*entry)
+		if ofPartition != (m.Key == "k") {
+			t.Errorf("%s with the key %q: of a partition: %v", m.ID, m.Key, ofPartition)
+		}
+		if m.Key == "k" {
+			keyed = append(keyed, m.ID)
+		}
+		if err := s.Ack(t.Context(), m); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := strings.Join(keyed, " "); got != "1 2 3" {
+		t.Errorf("they come as %s", got)
+	}
+	if d, err := s.Depth(t.Context()); err != nil || d.Ready+d.InFlight != 0 {
+		t.Errorf("left: %+v, %v", d, err)
+	}
+}
+
+// The depth is that of all queues.
+func TestDepth(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.open(nil, nil, nil)
+	defer s.Close(context.Background())
+	for i := range 20 {
+		out := source.Out{ID: fmt.Sprint(i), Key: fmt.Sprint("k", i%5)}
+		if i%4 == 0 {
+			out.Key = ""
+		}
+		if i%10 == 0 {
+			out.Delay = time.Hour
+		}
+		if err := s.Publish(t.Context(), out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d, err := s.Depth(t.Context()); err != nil || d.Ready != 18 || d.Delayed != 2 || d.InFlight != 0 || d.Oldest <= 0 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if err := s.Publish(t.Context(), source.Out{ID: "good", Key: "k"}, source.Out{ID: "not good"}); !errors.Is(err, source.ErrInvalid) {
+		t.Errorf("an id that is none: %v", err)
+	}
+	if d, err := s.Depth(t.Context()); err != nil || d.Ready != 18 {
+		t.Errorf("after one that was refused: %+v, %v", d, err)
+	}
+}
+
+// Who wants nothing for a while lets others have the partitions, until it wants something again.
+func TestWithdrawal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s, _ := w.single("a", nil)
+	w.give(s)
+	s.put(1, 1)
+	ms := s.expect(1, "1")
+	if err := s.Ack(t.Context(), ms...); err != nil {
+		t.Fatal(err)
+	}
+	idle := func() {
+		t.Helper()
+		if err := s.Idle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	idle()
+	s.nothing(s.withdrawal / 4)
+	time.Sleep(2 * s.withdrawal)
+	if !s.seat.stands.Load() {
+		t.Error("it withdrew though it asked for something in between")
+	}
+	idle()
+	time.Sleep(2 * s.withdrawal)
+	if s.seat.stands.Load() {
+		t.Error("it wants nothing, and stands")
+	}
+	s.nothing(time.Millisecond)
+	if !s.seat.stands.Load() {
+		t.Error("it wants something, and does not stand")
+	}
+}
+
+// unordered is a broker that gives out a queue in any order.
+type unordered struct{ source.Source }
+
+func (u unordered) Caps() source.Caps {
+	caps := u.Source.Caps()
+	caps.Order = false
+	return caps
+}
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opened := 0
+	for name, c := range map[string]Config{
+		"none":      {Partitions: 0},
+		"too many":  {Partitions: 65},
+		"no order":  {Partitions: 4},
+		"bad queue": {Partitions: 4, Options: source.Options{Queue: "no such name"}},
+	} {
+		if c.Options.Queue == "" {
+			c.Options = w.options()
+		}
+		c.Open = func(o source.Options) (source.Source, error) {
+			opened++
+			src, err := w.broker.Open(o)
+			return unordered{src}, err
+		}
+		if s, err := New(c); !errors.Is(err, source.ErrConfig) || s != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if opened != 1 {
+		t.Errorf("%d queues were opened", opened)
+	}
+}
