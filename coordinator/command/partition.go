@@ -23,7 +23,7 @@ func ownPartitions(ctx context.Context, s coordinator.Settings, cfg coordinator.
 	if err != nil {
 		return nil, nil, cli.Usage(err)
 	}
-	h, err := partition.New(partition.Config{Client: client, Prefix: place.Prefix, Queue: cfg.Queue, ID: cfg.ID, Partitions: cfg.Partitions, Clock: clock.Boot(), Log: log.Named("partitions")})
+	h, err := partition.New(partition.Config{Client: client, Prefix: place.Prefix, Queue: cfg.Queue, ID: cfg.ID, Partitions: cfg.Partitions, Clock: clock.Recent(), Log: log.Named("partitions")})
 	if err != nil {
 		return nil, nil, cli.Usage(err)
 	}

@@ -156,6 +156,7 @@ func TestChoose(t *testing.T) {
 		{"", "local,tail", "leader-election scatter-gather"},
 		{"leader-election", "tail", "error"},
 		{"", "inflight", "work-queue"},
+		{"", "partitions", "work-queue"},
 		{"", "nothing", "error"},
 		{"nothing", "", "error"},
 	} {

@@ -20,7 +20,7 @@ const queueSetup = "Each broker is one server on loopback, as it is commonly run
 
 // queueParts are the parts of the work queue, for -only.
 func queueParts() []string {
-	return []string{"http", "batch", "file", "large", "latency", "inflight", "dispatch"}
+	return []string{"http", "batch", "file", "large", "latency", "inflight", "partitions", "dispatch"}
 }
 
 const (
@@ -33,15 +33,16 @@ type queueAmounts struct {
 	rounds                   int
 	http, batch, file, large int // items of a round
 	celery, dispatch         int
+	partitions               int
 	latency                  time.Duration
 	inflight                 int
 }
 
 func (o options) queueAmounts() queueAmounts {
 	if o.quick {
-		return queueAmounts{rounds: 1, http: 1500, batch: 4000, file: 250, large: 40, celery: 600, dispatch: 24, latency: 2 * time.Second, inflight: 1000}
+		return queueAmounts{rounds: 1, http: 1500, batch: 4000, file: 250, large: 40, celery: 600, dispatch: 24, partitions: 1500, latency: 2 * time.Second, inflight: 1000}
 	}
-	return queueAmounts{rounds: 3, http: 6000, batch: 20000, file: 1000, large: 150, celery: 2500, dispatch: 80, latency: 6 * time.Second, inflight: 1000}
+	return queueAmounts{rounds: 3, http: 6000, batch: 20000, file: 1000, large: 150, celery: 2500, dispatch: 80, partitions: 6000, latency: 6 * time.Second, inflight: 1000}
 }
 
 // queueRig is the world of this section.
@@ -104,7 +105,7 @@ func (r *rig) workQueue(ctx context.Context, o options, want func(string) bool, 
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, *Report) error
-	}{{"http", q.http}, {"batch", q.batch}, {"file", q.file}, {"large", q.large}, {"latency", q.latency}, {"inflight", q.inflight}, {"dispatch", q.dispatch}} {
+	}{{"http", q.http}, {"batch", q.batch}, {"file", q.file}, {"large", q.large}, {"latency", q.latency}, {"inflight", q.inflight}, {"partitions", q.partitions}, {"dispatch", q.dispatch}} {
 		if !want(part.name) {
 			continue
 		}

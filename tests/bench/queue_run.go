@@ -34,6 +34,7 @@ const (
 type queuer struct {
 	name, config string
 	most         int // items in a round; 0: as the others
+	warmUp       int // items that it has done when the others are published; 0: it starts when all have been published
 	size         int // bytes of an item whose latency is measured
 	publish      func(ctx context.Context, n, size int) error
 	start        func() (*process, error)
@@ -42,8 +43,9 @@ type queuer struct {
 	latencies    func(ctx context.Context) ([]time.Duration, error) // since they were asked for last
 	arrivals     *arrivals                                          // that tell them; nil: the worker does
 
-	nomad                          string // where it makes jobs
-	queue, counter, socket, folder string // of this round
+	env                            []string // of the coordinator
+	nomad                          string   // where it makes jobs
+	queue, counter, socket, folder string   // of this round
 
 	rates, costs []float64 // items/s, and µs of processor time an item
 }
@@ -65,8 +67,10 @@ func (q *queueRig) drained(ctx context.Context, c *queuer, n, size int) error {
 		return err
 	}
 	defer os.RemoveAll(c.folder)
-	if err := c.publish(ctx, n, size); err != nil {
-		return fmt.Errorf("%s: publish: %w", c.name, err)
+	if c.warmUp == 0 {
+		if err := c.publish(ctx, n, size); err != nil {
+			return fmt.Errorf("%s: publish: %w", c.name, err)
+		}
 	}
 	if c.helper != nil {
 		worker, err := c.helper()
@@ -83,6 +87,11 @@ func (q *queueRig) drained(ctx context.Context, c *queuer, n, size int) error {
 		return err
 	}
 	defer p.kill()
+	if c.warmUp > 0 {
+		if err := q.warmed(ctx, c, p, n, size); err != nil {
+			return err
+		}
+	}
 	var from, to mark
 	for to.items < n {
 		if err := pause(ctx, 4*time.Millisecond); err != nil {
@@ -94,6 +103,7 @@ func (q *queueRig) drained(ctx context.Context, c *queuer, n, size int) error {
 		if to.items, err = c.count(ctx); err != nil {
 			return err
 		}
+		to.items -= c.warmUp
 		to.at = time.Now()
 		if from.items == 0 && to.items >= n/20 {
 			if to.cpu, err = groupTime(p.pid()); err != nil {
@@ -157,6 +167,10 @@ func (q *queueRig) rounds(ctx context.Context, title, explain, table string, con
 		}
 	}
 	t := Table{Title: title, Explain: explain, Head: []string{"contender", "settings", "items", "items/s", "of the loop", "CPU an item"}}
+	own := contenders[0].name != loopName // beside itself
+	if own {
+		t.Head = []string{"contender", "settings", "items", "items/s", "of the first", "CPU an item", "of the first"}
+	}
 	q.rates[table], q.costs[table] = map[string]float64{}, map[string]float64{}
 	for i, c := range contenders {
 		rate, cost := middle(c.rates), middle(c.costs)
@@ -167,7 +181,11 @@ func (q *queueRig) rounds(ctx context.Context, title, explain, table string, con
 		if c.most > 0 {
 			items = min(n, c.most)
 		}
-		t.Rows = append(t.Rows, []string{c.name, c.config, fmt.Sprintf("%d × %d", len(c.rates), items), count(rate), fmt.Sprintf("%.2f×", rate/q.rates[table][contenders[0].name]), fmt.Sprintf("%.0f µs", cost)})
+		row := []string{c.name, c.config, fmt.Sprintf("%d × %d", len(c.rates), items), count(rate), fmt.Sprintf("%.2f×", rate/q.rates[table][contenders[0].name]), fmt.Sprintf("%.0f µs", cost)}
+		if own {
+			row = append(row, fmt.Sprintf("%.2f×", cost/q.costs[table][contenders[0].name]))
+		}
+		t.Rows = append(t.Rows, row)
 		report.Figures = append(report.Figures, Figure{Part: table, Contender: c.name, Config: c.config, Values: map[string]float64{"items_per_second": rate, "cpu_us_per_item": cost}})
 	}
 	report.Tables = append(report.Tables, t)
@@ -384,7 +402,7 @@ func (q *queueRig) coordinator(kind, name, settings, config string) *queuer {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, err
 		}
-		return q.rig.spawn.start(c.queue, []string{"BENCH_COUNT=" + c.counter}, q.retinue, "coordinator", "--config", file, "--log-level", "error")
+		return q.rig.spawn.start(c.queue, append([]string{"BENCH_COUNT=" + c.counter}, c.env...), q.retinue, "coordinator", "--config", file, "--log-level", "error")
 	}
 	return c
 }

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"retinue/coordinator/source/partitioned"
 )
 
 func TestQueueTargets(t *testing.T) {
@@ -57,5 +59,26 @@ func TestMiddle(t *testing.T) {
 	t.Parallel()
 	if middle(nil) != 0 || middle([]float64{3, 1, 2}) != 2 || count(950) != "950" || count(12340) != "12.3k" {
 		t.Error("the middle, or a rate, is written wrongly")
+	}
+}
+
+// The warm up reaches every partition, as does all that comes behind it, and no item comes twice: the broker would take it once.
+func TestKeyedItems(t *testing.T) {
+	t.Parallel()
+	ids, keys := map[string]bool{}, map[string]bool{}
+	published := 0
+	for _, n := range []int{partitionWarmUp, 500, 500} {
+		reached := map[int]bool{}
+		for _, out := range keyedItems("q1", published, make([][]byte, n)) {
+			ids[out.ID], keys[out.Key] = true, true
+			reached[partitioned.Of(out.Key, partitionCount)] = true
+		}
+		published += n
+		if len(reached) != partitionCount {
+			t.Errorf("%d items reach %d of %d partitions", n, len(reached), partitionCount)
+		}
+	}
+	if len(ids) != published || len(keys) != partitionKeys {
+		t.Errorf("%d items have %d ids and %d keys, want %d keys", published, len(ids), len(keys), partitionKeys)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -181,12 +182,19 @@ func (r *rig) tool(ctx context.Context, t toolchain.Tool, env string) (string, e
 		if err != nil {
 			return "", err
 		}
-		r.versions = append(r.versions, Version{t.String(), v.String()})
+		r.with(Version{t.String(), v.String()})
 		return filepath.Abs(path)
 	}
 	found, err := toolchain.Ensure(ctx, t, func(p toolchain.Progress) { r.say("%v", p) })
-	r.versions = append(r.versions, Version{t.String(), found.Version})
+	r.with(Version{t.String(), found.Version})
 	return found.Path, err
+}
+
+// with notes a program that takes part, which several parts may start.
+func (r *rig) with(v Version) {
+	if !slices.Contains(r.versions, v) {
+		r.versions = append(r.versions, v)
+	}
 }
 
 // build makes a static program, as it is shipped.
@@ -223,7 +231,7 @@ func lastLine(s string) string {
 // up starts the servers. A peer whose server does not start is left out, and named.
 func (r *rig) up(ctx context.Context) error {
 	r.say("starting 3 Consul servers and %d client agents", int(nodes))
-	if err := r.startConsul(ctx, nodes); err != nil {
+	if err := r.startConsul(ctx, 3, nodes); err != nil {
 		return err
 	}
 	r.say("starting a Nomad server")

@@ -62,25 +62,25 @@ type consulAgent struct {
 // http is the agent's HTTP address, host:port.
 func (a *consulAgent) http() string { return a.ip + ":8500" }
 
-// startConsul brings up three servers with Raft on disk, and client agents.
-func (r *rig) startConsul(ctx context.Context, clients int) error {
+// startConsul brings up servers with Raft on disk, and client agents.
+func (r *rig) startConsul(ctx context.Context, servers, clients int) error {
 	var ips []string
-	for range 3 + clients {
+	for range servers + clients {
 		ips = append(ips, r.net.address())
 	}
 	for i, ip := range ips {
 		a := &consulAgent{ip: ip, rig: r}
 		name := fmt.Sprintf("consul-server-%d", i+1)
-		config := map[string]any{"server": true, "bootstrap_expect": 3, "session_ttl_min": "1s", "performance": map[string]any{"raft_multiplier": 1}}
-		if i >= 3 {
-			name, config = fmt.Sprintf("consul-client-%d", i-2), map[string]any{}
+		config := map[string]any{"server": true, "bootstrap_expect": servers, "session_ttl_min": "1s", "performance": map[string]any{"raft_multiplier": 1}}
+		if i >= servers {
+			name, config = fmt.Sprintf("consul-client-%d", i-servers+1), map[string]any{}
 			r.clients = append(r.clients, a)
 		} else {
 			r.servers = append(r.servers, a)
 		}
 		for key, value := range map[string]any{
 			"node_name": name, "datacenter": "dc1", "data_dir": filepath.Join(r.dir, name), "bind_addr": ip, "client_addr": ip,
-			"retry_join": ips[:3], "retry_interval": "250ms", "rejoin_after_leave": true, "log_level": "warn", "disable_update_check": true,
+			"retry_join": ips[:servers], "retry_interval": "250ms", "rejoin_after_leave": true, "log_level": "warn", "disable_update_check": true,
 			"disable_host_node_id": true, "ui_config": map[string]any{"enabled": false},
 			"ports": map[string]any{"dns": -1, "grpc": -1, "grpc_tls": -1, "serf_wan": -1},
 		} {

@@ -169,6 +169,29 @@ func TestRobbed(t *testing.T) {
 	b.expect(4, "1 2 3 4")
 }
 
+// Nobody has to be told first that a partition is not his any more: its hold is looked at each time.
+func TestHoldIsLookedAt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.lease = time.Minute // it looks by itself every half second
+	s, _ := w.single("a", nil)
+	s.put(1, 3)
+	w.give(s)
+	ms := s.expect(1, "1")
+	w.a.mu.Lock()
+	clear(w.a.claims)
+	w.a.mu.Unlock()
+	if more, err := s.Source.take(3); len(more) > 0 || err != nil {
+		t.Errorf("there came %s, %v", names(more), err)
+	}
+	if s.Ours(ms[0]) {
+		t.Error("a message is ours in a partition that is not")
+	}
+	if err := s.Extend(t.Context(), ms[0]); !errors.Is(err, source.ErrLost) {
+		t.Errorf("its lease is extended: %v", err)
+	}
+}
+
 // With one lease everything is lost: it comes again, and before what is behind it.
 func TestOneLeaseLost(t *testing.T) {
 	t.Parallel()

@@ -14,6 +14,8 @@ var mutants = []mutanttest.Mutant{
 		Old: "	slices.SortStableFunc(ms, func(a, b *source.Message) int { return a.Published.Compare(b.Published) })\n", New: ""},
 	{Name: "a partition handed out that is somebody else's", File: "part.go",
 		Old: "p.stale == 0 && p.heldLocked() }", New: "p.stale == 0 }"},
+	{Name: "leases extended that are somebody else's", File: "part.go",
+		Old: "!e.part.broken && e.part.heldLocked()\n", New: "!e.part.broken\n"},
 	{Name: "a partition given away while something of it is in hand", File: "tend.go",
 		Old: "p.leaving && len(p.inHand) == 0)", New: "p.leaving)"},
 	{Name: "a lost lease that concerns one message only", File: "part.go",
@@ -28,7 +30,7 @@ func TestMutantsAreCaught(t *testing.T) {
 	}
 	list := make([]mutanttest.Mutant, len(mutants))
 	for i, m := range mutants {
-		m.Tests = "TestOrder|TestTakenBack|TestAfterADeath|TestHandOver|TestRobbed|TestOneLeaseLost"
+		m.Tests = "TestOrder|TestTakenBack|TestAfterADeath|TestHandOver|TestRobbed|TestOneLeaseLost|TestHoldIsLookedAt"
 		list[i] = m
 	}
 	mutanttest.Run(t, list)

@@ -385,15 +385,19 @@ func (p *part) flow() {
 	}
 }
 
-// wanted waits until something is wanted, and returns how much of it from here; 0 at the end.
+// wanted waits until something is wanted, and returns how much of it from here; 0 at the end. What others could have is taken as it is wanted.
 func (p *part) wanted() int {
 	for {
 		p.s.mu.Lock()
 		want, grown, queues := p.s.want, p.s.wanted, 1+len(p.s.parts)
 		full := len(p.buffer) > 0
 		p.s.mu.Unlock()
-		if want > 0 && !full {
+		switch {
+		case want == 0 || full:
+		case p.n < 0:
 			return max(1, want/queues)
+		default: // nobody else could have it meanwhile, and one by one would be a round trip for each
+			return min(want, prefetch)
 		}
 		select {
 		case <-grown:

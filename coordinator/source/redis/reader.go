@@ -28,7 +28,11 @@ type reader struct {
 	behind atomic.Bool
 	doubt  atomic.Bool // an answer was lost, and messages may have been in it
 
+	conn   *redis.Conn // of the reads that wait; one of them at a time uses it
+	client int64       // its name at the server
+
 	mu      sync.Mutex
+	more    bool          // than the last read brought
 	waiting chan struct{} // a read that waits: closed at its end; nil: none
 	id      int64         // of the connection it waits on
 	ahead   [source.MaxClasses][]*source.Message
@@ -77,7 +81,7 @@ func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error
 			}
 			continue
 		}
-		if r.count() == 0 && !r.reads() {
+		if r.count() == 0 && !r.reads() && r.full() {
 			if err := r.now(ctx, max); err != nil {
 				return nil, err
 			}
@@ -85,7 +89,7 @@ func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error
 		if r.count() > 0 {
 			continue
 		}
-		if err := r.wait(ctx); err != nil {
+		if err := r.wait(ctx, max); err != nil {
 			return nil, err
 		}
 	}
@@ -230,6 +234,9 @@ func (r *reader) now(ctx context.Context, max int) error {
 			r.entries(reads[class].Val(), []int{class}, sent)
 		}
 	}
+	r.mu.Lock()
+	r.more = n == 1 && len(r.ahead[0]) >= max
+	r.mu.Unlock()
 	for class := n - 1; class >= 0 && n > 1 && r.count() < max; class-- {
 		sent := r.s.held.Now()
 		got, err := r.s.db.XReadGroup(ctx, r.args(-1, max-r.count(), class)).Result()
@@ -277,11 +284,11 @@ func (r *reader) reads() bool {
 }
 
 // wait returns when a waiting read has ended, when it is time for a tick, or with an error.
-func (r *reader) wait(ctx context.Context) error {
+func (r *reader) wait(ctx context.Context, max int) error {
 	r.mu.Lock()
 	if r.waiting == nil {
 		r.waiting = make(chan struct{})
-		go r.block()
+		go r.block(max)
 	}
 	done := r.waiting
 	r.mu.Unlock()
@@ -302,28 +309,59 @@ func (r *reader) wait(ctx context.Context) error {
 	return err
 }
 
-// block waits at the server for one message of each class at most.
-func (r *reader) block() {
+// full says whether a read that waits is not what is wanted: there was more than the last one brought, or several classes have to share.
+func (r *reader) full() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.more || r.s.cfg.Classes > 1
+}
+
+// connect makes the connection of the reads that wait, and returns its name at the server. One read at a time uses it.
+func (r *reader) connect(ctx context.Context) (id int64, err error) {
+	if r.conn == nil {
+		conn := r.s.db.Conn()
+		if r.client, err = conn.ClientID(ctx).Result(); err != nil {
+			conn.Close()
+			return 0, err
+		}
+		r.conn = conn
+	}
+	return r.client, nil
+}
+
+// block waits at the server for messages: of one class as many as are wanted, which brings what is there already without a question before, and one
+// of each class at most where there are several.
+func (r *reader) block(max int) {
 	ctx, cancel := context.WithTimeout(context.Background(), waitFor+10*time.Second)
 	defer cancel()
-	conn := r.s.db.Conn()
-	id, err := conn.ClientID(ctx).Result()
 	var all []int
 	for class := r.s.cfg.Classes - 1; class >= 0; class-- {
 		all = append(all, class)
 	}
+	if len(all) > 1 {
+		max = 1
+	}
+	id, err := r.connect(ctx)
+	n := 0
 	if err == nil {
 		r.mu.Lock()
 		r.id = id
 		r.mu.Unlock()
 		var got []redis.XStream
-		got, err = conn.XReadGroup(ctx, r.args(waitFor, 1, all...)).Result()
+		got, err = r.conn.XReadGroup(ctx, r.args(waitFor, max, all...)).Result()
 		// The lease begins when the server answers, not when it was asked.
 		r.entries(got, all, r.s.held.Now())
+		for _, st := range got {
+			n += len(st.Messages)
+		}
 	}
-	conn.Close()
+	if err != nil && !errors.Is(err, redis.Nil) && r.conn != nil {
+		r.conn.Close()
+		r.conn = nil
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.more = n >= max
 	if err != nil && !errors.Is(err, redis.Nil) {
 		r.err = err
 		r.doubt.Store(true)

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// serve is the HTTP worker: it reads the item and answers with two bytes. It knows when an item was published, and tells at /latencies.
+// serve is the HTTP worker: it reads the item and answers with two bytes. It knows when an item was published, and tells at /latencies. Between /pause
+// and /resume it answers no item.
 func serve(o options) error {
 	_ = os.Remove(o.listen)
 	l, err := net.Listen("unix", o.listen)
@@ -26,9 +27,12 @@ func serve(o options) error {
 	var count, held atomic.Int64
 	var mu sync.Mutex
 	var took []int64
+	var gate sync.RWMutex // locked while items wait
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strconv.FormatInt(count.Load(), 10)) })
 	mux.HandleFunc("GET /held", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, strconv.FormatInt(held.Load(), 10)) })
+	mux.HandleFunc("GET /pause", func(w http.ResponseWriter, _ *http.Request) { gate.Lock(); io.WriteString(w, "true") })
+	mux.HandleFunc("GET /resume", func(w http.ResponseWriter, _ *http.Request) { gate.Unlock(); io.WriteString(w, "true") })
 	mux.HandleFunc("GET /latencies", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -37,6 +41,8 @@ func serve(o options) error {
 	})
 	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
 		arrived := time.Now().UnixNano()
+		gate.RLock()
+		defer gate.RUnlock()
 		seen := func(body []byte) {
 			if at := stamp(body); at > 0 {
 				mu.Lock()
