@@ -214,10 +214,11 @@ func judgeItem(id string, h *history, rec *item.Record, ran []*execution, reach 
 	return found
 }
 
-// struckEarly is how many attempts of an item may have ended before their worker wrote anything down: it was killed just then.
+// struckEarly is how many attempts of an item may have ended before their worker wrote anything down: it was killed just then, or up to a second
+// before, which is how long a coordinator goes on using a connection.
 func struckEarly(h *history, faults []event) (n int) {
 	for _, f := range faults {
-		if f.class == workerKill && f.from.After(h.offered) && (h.latest.IsZero() || f.from.Before(h.latest)) {
+		if f.class == workerKill && f.from.Add(time.Second).After(h.offered) && (h.latest.IsZero() || f.from.Before(h.latest)) {
 			n++
 		}
 	}

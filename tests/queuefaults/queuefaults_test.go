@@ -65,13 +65,14 @@ func TestCampaign(t *testing.T) {
 	}
 }
 
-// The short campaign with partitions: the order of keys over three coordinators, while they, the brokers and Consul are killed and stopped.
+// The short campaign with partitions: the order of keys over three coordinators, while they, the brokers and Consul are killed and stopped. One broker
+// that has leases, and one that has none.
 func TestPartitions(t *testing.T) {
-	for _, kind := range []string{"nats", "redis", "rabbitmq", "activemq"} {
+	for _, kind := range []string{"redis", "rabbitmq"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := prepare(t, kind)
-			s.Items, s.Kills, s.Backlog, s.Limit, s.Partitions = 500, 6, 300, time.Minute, 6
+			s.Items, s.Kills, s.Backlog, s.Limit, s.Partitions = 300, 6, 300, 30*time.Second, 6
 			r, err := run(t.Context(), s)
 			if err != nil {
 				t.Fatal(err)
@@ -95,16 +96,13 @@ var canaries = []struct {
 	faults         []weight // of the coordinators
 	until, items   int
 	long           int // of a thousand items
-	partitions     int
 	promise        string // that is broken
 }{
 	{"an ack before the commit", "schedule.go", "	m.emit(fxCall{c.id, tasks})\n", "	for _, it := range items {\n		m.emit(fxAck{[]uint64{it.handle}})\n	}\n	m.emit(fxCall{c.id, tasks})\n",
-		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, 0, noLoss},
+		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, noLoss},
 	{"no fence: the last one wins", "commit/rename.go", "	if won, err := r.read(target); won != nil || err != nil {", "	os.RemoveAll(target)\n	if won, err := r.read(target); won != nil || err != nil {",
-		[]weight{{coordStop, 1, span{1.8, 2.5}}}, 6, 500, 100, 0, oneEffect},
-	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 0, 250, 300, 0, noRerun},
-	{"a partition begun while the leases of a dead coordinator run", "source/partitioned/tend.go", "	wait := s.wait\n", "	wait := 0 * s.wait\n",
-		[]weight{{coordKill, 1, span{0, 0.3}}}, 10, 2000, 0, 6, inOrder},
+		[]weight{{coordStop, 1, span{1.8, 2.5}}}, 6, 500, 100, oneEffect},
+	{"leases that are not extended", "machine.go", "		m.emit(fxExtend{handles})\n", "		m.extending = false\n", nil, 0, 250, 300, noRerun},
 }
 
 func TestCanaries(t *testing.T) {
@@ -113,7 +111,6 @@ func TestCanaries(t *testing.T) {
 			t.Parallel()
 			s := prepare(t, "redis")
 			s.Coordinator = broken(t, c.file, c.old, c.new)
-			s.Partitions = c.partitions
 			s.Lease, s.LongShare, s.Only = time.Second, c.long, &kindOf{span{0.3, 1}, c.faults}
 			// As often as it takes to see it.
 			for round := range 8 {
