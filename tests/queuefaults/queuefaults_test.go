@@ -95,7 +95,7 @@ var canaries = []struct {
 	file, old, new string
 	faults         []weight // of the coordinators
 	until, items   int
-	long           int // of a thousand items
+	long           int    // of a thousand items
 	promise        string // that is broken
 }{
 	{"an ack before the commit", "schedule.go", "	m.emit(fxCall{c.id, tasks})\n", "	for _, it := range items {\n		m.emit(fxAck{[]uint64{it.handle}})\n	}\n	m.emit(fxCall{c.id, tasks})\n",
