@@ -152,7 +152,16 @@ func (h *hold) back() chan error {
 
 // rest stops fetching and returns what was not handed out.
 func (se *session) rest(ctx context.Context) error {
+	return se.restIf(ctx, func() bool { return true })
+}
+
+// restIf does so if it is still right, by what the source's lock guards: a Receive that has begun meanwhile would wait for ever.
+func (se *session) restIf(ctx context.Context, right func() bool) error {
 	se.s.mu.Lock()
+	if !right() {
+		se.s.mu.Unlock()
+		return nil
+	}
 	se.consuming = false
 	se.s.ahead = [source.MaxClasses][]*hold{}
 	var answers []chan error

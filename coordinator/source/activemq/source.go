@@ -176,7 +176,7 @@ func (s *Source) sweep() {
 		// What was fetched ahead has no lease; others may want it.
 		if s.unused() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			s.current().rest(ctx)
+			s.current().restIf(ctx, func() bool { return !s.receiving })
 			cancel()
 		}
 	}

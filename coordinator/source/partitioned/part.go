@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"retinue/coordinator/source"
@@ -17,11 +18,13 @@ type part struct {
 	n     int // -1: the queue of what has no key
 	epoch uint64
 
-	ctx   context.Context // of everything that it does
-	stop  context.CancelFunc
-	src   source.Source // nil until it is open; set by its goroutine before anything is handed out
-	read  context.CancelFunc
-	ended chan struct{} // its goroutine has ended
+	ctx  context.Context // of everything that it does
+	stop context.CancelFunc
+	src  source.Source // nil until it is open; set by its goroutine before anything is handed out
+	read context.CancelFunc
+	// receiving is held by whoever calls Receive or Idle of src: one at a time may.
+	receiving sync.Mutex
+	ended     chan struct{} // its goroutine has ended
 
 	seq      uint64
 	youngest time.Time // when the youngest was published that was handed out
@@ -353,9 +356,12 @@ func (p *part) flow() {
 		if n == 0 {
 			return
 		}
-		ctx, cancel := context.WithCancel(p.ctx)
+		p.receiving.Lock()
 		p.s.mu.Lock()
-		p.read = cancel
+		ctx, cancel := context.WithCancel(p.ctx)
+		if p.read = cancel; p.s.want == 0 { // not any more
+			cancel()
+		}
 		p.s.mu.Unlock()
 		ms, err := p.src.Receive(ctx, n)
 		ended := ctx.Err() != nil
@@ -366,6 +372,7 @@ func (p *part) flow() {
 		if len(ms) > 0 {
 			p.add(ms)
 		}
+		p.receiving.Unlock()
 		switch {
 		case err == nil:
 			failures = 0

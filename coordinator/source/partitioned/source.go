@@ -145,12 +145,16 @@ func (s *Source) stand() {
 func (s *Source) Idle(ctx context.Context) error {
 	s.take(0)
 	s.mu.Lock()
-	back := s.base.takeBackLocked()
 	if s.cfg.Owner != nil && s.unused == nil && s.stands {
 		s.unused = time.AfterFunc(s.withdrawal, s.withdraw)
 	}
 	s.mu.Unlock()
 	s.base.pause()
+	s.base.receiving.Lock()
+	defer s.base.receiving.Unlock()
+	s.mu.Lock()
+	back := s.base.takeBackLocked()
+	s.mu.Unlock()
 	err := s.base.src.Idle(ctx)
 	if len(back) > 0 {
 		err = errors.Join(err, s.base.src.Release(ctx, 0, back...))

@@ -163,7 +163,7 @@ func (s *Source) sweep() {
 		// What was fetched ahead has no lease; others may want it.
 		if se := s.current(); s.unused() && se != nil && se.consumes() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			s.giveBack(ctx, se)
+			s.giveBackIf(ctx, se, s.unused)
 			cancel()
 		}
 	}
@@ -458,7 +458,16 @@ func (s *Source) Idle(ctx context.Context) error {
 
 // giveBack stops fetching and returns what was fetched.
 func (s *Source) giveBack(ctx context.Context, se *session) error {
+	return s.giveBackIf(ctx, se, func() bool { return true })
+}
+
+// giveBackIf does so if it is still right: a Receive that has begun meanwhile would wait for ever.
+func (s *Source) giveBackIf(ctx context.Context, se *session, right func() bool) error {
 	s.turning.Lock()
+	if !right() {
+		s.turning.Unlock()
+		return nil
+	}
 	err := se.rest()
 	s.mu.Lock()
 	var back []arrival
