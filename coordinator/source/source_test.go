@@ -54,7 +54,7 @@ func TestOptionsAreCompleted(t *testing.T) {
 	}
 }
 
-func TestNoOrderSaysWhatToDo(t *testing.T) {
+func TestNoOrderIsRefusedWithAdvice(t *testing.T) {
 	if err := (Options{}).NoOrder("X"); err != nil {
 		t.Error(err)
 	}
