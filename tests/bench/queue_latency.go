@@ -76,6 +76,9 @@ type latencyTable struct {
 	most               []added
 }
 
+// latencyRounds is how often each contender has its turn.
+const latencyRounds = 4
+
 // added is the most that a contender may add to the loop's latency, and what tells it from others; zero: nothing is promised.
 type added struct {
 	name     string
@@ -115,16 +118,22 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 		}
 		load = ", half of what the slowest handles while they are published beside it"
 	}
-	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v.", l.ends, l.size/kibi, count(rate), load, l.lasts), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v in %d rounds, each contender in turn.", l.ends, l.size/kibi, count(rate), load, l.lasts, latencyRounds), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	took := make([][]time.Duration, len(all))
+	for round := range latencyRounds { // one after the other: what the broker and the disk do meanwhile is in all of them
+		for i, c := range all {
+			c.size = l.size
+			q.say("%s, latency, round %d of %d: %s", l.table, round+1, latencyRounds, strings.TrimSpace(c.name+" "+c.config))
+			part, err := q.paced(ctx, kind, c, rate, l.lasts/latencyRounds)
+			if err != nil {
+				return err
+			}
+			took[i] = append(took[i], part...)
+		}
+	}
 	var base Summary
 	for i, c := range all {
-		c.size = l.size
-		q.say("%s, latency: %s", l.table, strings.TrimSpace(c.name+" "+c.config))
-		took, err := q.paced(ctx, kind, c, rate, l.lasts)
-		if err != nil {
-			return err
-		}
-		s := summarize(took)
+		s := summarize(took[i])
 		row := []string{c.name, c.config, fmt.Sprint(s.N), human(s.P50), human(s.P99), human(s.Max), "–", "–"}
 		if i == 0 {
 			base = s
