@@ -10,7 +10,7 @@ import (
 )
 
 // diskBytes is the size of the file system for the contenders' files; the image behind it takes what is written.
-const diskBytes = 2 << 30
+const diskBytes = 8 << 30
 
 // openDisk makes a file system as nodes have it, ext4 with its journal, and mounts it for the contenders' files. The root of a small virtual
 // machine may be one without: ext4 then looks at every file that was removed in the last seconds when it makes a new one, and
