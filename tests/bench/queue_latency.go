@@ -76,8 +76,10 @@ type latencyTable struct {
 	most               []added
 }
 
-// latencyRounds is how often each contender has its turn.
-const latencyRounds = 4
+const (
+	latencyRounds = 4           // how often each contender has its turn
+	latencyWarmUp = time.Second // of each turn, which begins a process: not counted
+)
 
 // added is the most that a contender may add to the loop's latency, and what tells it from others; zero: nothing is promised.
 type added struct {
@@ -118,7 +120,7 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 		}
 		load = ", half of what the slowest handles while they are published beside it"
 	}
-	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v in %d rounds, each contender in turn.", l.ends, l.size/kibi, count(rate), load, l.lasts, latencyRounds), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v in %d rounds, each contender in turn, each after a second that is not counted.", l.ends, l.size/kibi, count(rate), load, l.lasts, latencyRounds), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
 	took := make([][]time.Duration, len(all))
 	for round := range latencyRounds { // one after the other: what the broker and the disk do meanwhile is in all of them
 		for i, c := range all {
@@ -152,29 +154,34 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 	return nil
 }
 
-// paced publishes at a rate, and returns how long each item took.
+// paced publishes at a rate, and returns how long each item took that was published after the warm-up.
 func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float64, lasts time.Duration) (took []time.Duration, err error) {
 	err = q.beside(ctx, kind, c, func(publish func(context.Context, int) error, seen func(int) error) error {
-		sent, began := 1, time.Now()
-		err := inParallel(func(send func(func() error)) error {
-			for n := 0; time.Since(began) < lasts; n++ {
-				if err := pause(ctx, time.Until(began.Add(time.Duration(float64(n)/rate*float64(time.Second))))); err != nil {
-					return err
+		sent := 1
+		for _, lasts := range []time.Duration{latencyWarmUp, lasts} {
+			began := time.Now()
+			err := inParallel(func(send func(func() error)) error {
+				for n := 0; time.Since(began) < lasts; n++ {
+					if err := pause(ctx, time.Until(began.Add(time.Duration(float64(n)/rate*float64(time.Second))))); err != nil {
+						return err
+					}
+					number := sent
+					sent++
+					send(func() error { return publish(ctx, number) })
 				}
-				number := sent
-				sent++
-				send(func() error { return publish(ctx, number) })
+				return nil
+			})
+			if err != nil {
+				return err
 			}
-			return nil
-		})
-		if err != nil {
-			return err
+			if err := seen(sent); err != nil {
+				return err
+			}
+			if took, err = c.latencies(ctx); err != nil {
+				return err
+			}
 		}
-		if err := seen(sent); err != nil {
-			return err
-		}
-		took, err = c.latencies(ctx)
-		return err
+		return nil
 	})
 	return took, err
 }

@@ -146,11 +146,11 @@ func (s *Source) mark(receiving bool) {
 	s.receiving, s.received = receiving, time.Now()
 }
 
-// unused says that nobody has asked for messages for a lease, although some are fetched. Of a queue in order nobody else could have them.
+// unused says that nobody has asked for messages for a second, although some are fetched. Of a queue in order nobody else could have them.
 func (s *Source) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.cfg.Order && s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > s.cfg.Lease
+	return !s.cfg.Order && s.in != nil && s.in.consuming && !s.receiving && time.Since(s.received) > min(s.cfg.Lease, time.Second)
 }
 
 func (s *Source) wake() {
@@ -162,7 +162,7 @@ func (s *Source) wake() {
 
 // sweep returns what nobody extends.
 func (s *Source) sweep() {
-	ticker := time.NewTicker(max(s.cfg.Lease/8, 20*time.Millisecond))
+	ticker := time.NewTicker(min(max(s.cfg.Lease/8, 20*time.Millisecond), time.Second))
 	defer ticker.Stop()
 	for {
 		select {

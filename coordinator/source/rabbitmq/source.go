@@ -145,7 +145,7 @@ func (s *Source) wake() {
 
 // sweep returns what nobody extends.
 func (s *Source) sweep() {
-	ticker := time.NewTicker(max(s.cfg.Lease/8, 20*time.Millisecond))
+	ticker := time.NewTicker(min(max(s.cfg.Lease/8, 20*time.Millisecond), time.Second))
 	defer ticker.Stop()
 	for {
 		select {

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,10 @@ type reader struct {
 	id      int64         // of the connection it waits on
 	ahead   [source.MaxClasses][]*source.Message
 	err     error // how it ended
+
+	receiving bool        // a Receive is under way
+	wanted    bool        // no Idle came after the last one
+	rest      *time.Timer // until what nobody asks for is given back; nil: never yet
 }
 
 // waitFor is how long a read waits at the server.
@@ -57,6 +62,8 @@ func (r *reader) reapEvery() time.Duration {
 }
 
 func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error) {
+	r.begin()
+	defer r.end()
 	for {
 		ms, over := r.take(max)
 		if r.s.cfg.Order && len(over) > 0 {
@@ -93,6 +100,59 @@ func (r *reader) receive(ctx context.Context, max int) ([]*source.Message, error
 			return nil, err
 		}
 	}
+}
+
+func (r *reader) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.receiving, r.wanted = true, true
+}
+
+func (r *reader) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.receiving = false
+	r.keep()
+}
+
+// keep gives what has arrived, and no Receive waits for, a moment to be asked for. Of a queue in order nobody else could have it. r.mu is held.
+func (r *reader) keep() {
+	if r.receiving || r.s.cfg.Order || !slices.ContainsFunc(r.ahead[:], func(ms []*source.Message) bool { return len(ms) > 0 }) {
+		return
+	}
+	patience := min(r.s.cfg.Lease/8, time.Second)
+	if r.rest == nil {
+		r.rest = time.AfterFunc(patience, r.unused)
+	} else {
+		r.rest.Reset(patience)
+	}
+}
+
+// unused gives back what nobody has asked for: others may want it before its lease ends.
+func (r *reader) unused() {
+	r.mu.Lock()
+	if r.receiving {
+		r.mu.Unlock()
+		return // its end looks again
+	}
+	back := r.all()
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := r.s.giveBack(ctx, back); err != nil {
+		for _, m := range back {
+			r.s.held.Drop(m) // it comes back at the end of its lease, which nobody extends
+		}
+	}
+}
+
+// all takes what has arrived. r.mu is held.
+func (r *reader) all() (ms []*source.Message) {
+	for class := range r.ahead {
+		ms = append(ms, r.ahead[class]...)
+		r.ahead[class] = nil
+	}
+	return ms
 }
 
 // search gives back what was in an answer that was lost: at the end of its lease it would come out of turn.
@@ -330,10 +390,9 @@ func (r *reader) connect(ctx context.Context) (id int64, err error) {
 }
 
 // block waits at the server for messages: of one class as many as are wanted, which brings what is there already without a question before, and one
-// of each class at most where there are several.
+// of each class at most where there are several. Where it brings fewer than are wanted it goes on for the others: what comes while its answer is on
+// its way to the owner, and the next wish back, finds a read that waits.
 func (r *reader) block(max int) {
-	ctx, cancel := context.WithTimeout(context.Background(), waitFor+10*time.Second)
-	defer cancel()
 	var all []int
 	for class := r.s.cfg.Classes - 1; class >= 0; class-- {
 		all = append(all, class)
@@ -341,38 +400,62 @@ func (r *reader) block(max int) {
 	if len(all) > 1 {
 		max = 1
 	}
-	id, err := r.connect(ctx)
-	n := 0
-	if err == nil {
-		r.mu.Lock()
-		r.id = id
-		r.mu.Unlock()
-		var got []redis.XStream
-		got, err = r.conn.XReadGroup(ctx, r.args(waitFor, max, all...)).Result()
-		// The lease begins when the server answers, not when it was asked.
-		r.entries(got, all, r.s.held.Now())
-		for _, st := range got {
-			n += len(st.Messages)
-		}
+	for max > 0 {
+		n, err := r.blockOnce(max, all)
+		max = r.over(n, max, err)
 	}
-	if err != nil && !errors.Is(err, redis.Nil) && r.conn != nil {
+}
+
+func (r *reader) blockOnce(max int, classes []int) (n int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), waitFor+10*time.Second)
+	defer cancel()
+	id, err := r.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	r.id = id
+	r.mu.Unlock()
+	got, err := r.conn.XReadGroup(ctx, r.args(waitFor, max, classes...)).Result()
+	if errors.Is(err, redis.Nil) {
+		return 0, nil
+	}
+	// The lease begins when the server answers, not when it was asked.
+	r.entries(got, classes, r.s.held.Now())
+	for _, st := range got {
+		n += len(st.Messages)
+	}
+	if err != nil {
 		r.conn.Close()
 		r.conn = nil
 	}
+	return n, err
+}
+
+// over says that a read has ended, and returns how many the next one may bring, which has begun then; 0: none.
+func (r *reader) over(n, max int, err error) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.more = n >= max
-	if err != nil && !errors.Is(err, redis.Nil) {
+	r.more, r.id = n >= max, 0
+	if err != nil {
 		r.err = err
 		r.doubt.Store(true)
 	}
-	r.id = 0
+	r.keep()
 	close(r.waiting)
 	r.waiting = nil
+	if n == 0 || n >= max || err != nil || !r.wanted || r.s.cfg.Order {
+		return 0
+	}
+	r.waiting = make(chan struct{})
+	return max - n
 }
 
 // idle ends a read that waits and returns what has arrived.
 func (r *reader) idle(ctx context.Context) []*source.Message {
+	r.mu.Lock()
+	r.wanted = false
+	r.mu.Unlock()
 	for range 100 {
 		r.mu.Lock()
 		waiting, id := r.waiting, r.id
@@ -392,10 +475,5 @@ func (r *reader) idle(ctx context.Context) []*source.Message {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var back []*source.Message
-	for class := range r.ahead {
-		back = append(back, r.ahead[class]...)
-		r.ahead[class] = nil
-	}
-	return back
+	return r.all()
 }

@@ -121,6 +121,25 @@ var flowCases = []namedCase{
 			r.Errorf("%d of %d messages arrived", order.count(), keys*each)
 		}
 	}},
+	{"what nobody asks for any more goes to others", func(r *rig) {
+		a, b := r.open(lease(10*time.Minute)), r.open(lease(10*time.Minute))
+		// It wanted more than there was, and what is fetched for it comes after that.
+		r.publish(b, items("first", 1)...)
+		ms, err := a.Receive(r.Context(), 10)
+		if err != nil {
+			r.Fatal(err)
+		}
+		r.ack(a, ms...)
+		outs := items("more", 5)
+		for _, out := range outs {
+			r.publish(b, out)
+		}
+		pause(r.Context(), 100*time.Millisecond)
+		ms = r.receive(b, len(outs), 2, patience) // long before a lease ends
+		r.once(ms, outs)
+		r.ack(b, ms...)
+		r.empty(a)
+	}},
 	{"thousands in flight", func(r *rig) {
 		const n = 3000
 		s := r.open(prefetch(n), lease(10*time.Minute))
