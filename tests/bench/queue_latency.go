@@ -29,30 +29,30 @@ func (q *queueRig) latency(ctx context.Context, report *Report) error {
 	for _, part := range []func(kind string) error{
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency at half load: " + kind, table: kind + ", http", ends: worker + "one POST for each", size: kibi, beside: math.Inf(1), lasts: q.amounts.latency,
+				title: "Latency at half load: " + kind, table: kind + ", http", ends: worker + "one POST for each", size: kibi, beside: math.Inf(1), rounds: latencyRounds,
 				most: []added{{}, {"", 300 * time.Microsecond, 3 * time.Millisecond}}}, kind,
 				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency in batches of up to 100: " + kind, table: kind + ", batch", ends: worker + "with whatever else waits, at no more than 3,000 items/s, which one publisher can do", size: kibi, beside: 6000, lasts: q.amounts.latency,
+				title: "Latency in batches of up to 100: " + kind, table: kind + ", batch", ends: worker + "with whatever else waits, at no more than 3,000 items/s, which one publisher can do", size: kibi, beside: 6000, rounds: latencyRounds / 2,
 				most: make([]added, 2)}, kind,
 				[]*queuer{q.loop(kind, "batch"), q.httpWorker(q.coordinator(kind, queueName, "http, batch 100", configBatch))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency of a command for each item, at half load: " + kind, table: kind + ", file", ends: output, size: kibi, slowest: slowest(report, kind+", file"), guess: 100, lasts: 2 * q.amounts.latency,
-				most: []added{{}, {", no fsync", time.Millisecond, 8 * time.Millisecond}, {", fsync", 3 * time.Millisecond, 20 * time.Millisecond}, {}}}, kind,
-				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.exec(kind, true)), arriving(q.watch(kind))})
+				title: "Latency of a command for each item, at half load: " + kind, table: kind + ", file", ends: output, size: kibi, slowest: slowest(report, kind+", file"), guess: 100, rounds: latencyRounds,
+				most: []added{{}, {}, {", no fsync", time.Millisecond, 8 * time.Millisecond}, {", fsync", 3 * time.Millisecond, 20 * time.Millisecond}, {}}}, kind,
+				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.syncLoop(kind)), arriving(q.exec(kind, false)), arriving(q.exec(kind, true)), arriving(q.watch(kind))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency of items of 1 MiB, at half load: " + kind, table: kind + ", 1 MiB", ends: worker + "one POST for each", size: mebi, slowest: slowest(report, kind+", 1 MiB"), guess: 50, lasts: 2 * q.amounts.latency, most: make([]added, 2)}, kind,
+				title: "Latency of items of 1 MiB, at half load: " + kind, table: kind + ", 1 MiB", ends: worker + "one POST for each", size: mebi, slowest: slowest(report, kind+", 1 MiB"), guess: 50, rounds: latencyRounds / 2, most: make([]added, 2)}, kind,
 				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency of items of 1 MiB, a command for each, at half load: " + kind, table: kind + ", file, 1 MiB", ends: output, size: mebi, slowest: slowest(report, kind+", file, 1 MiB"), guess: 30, lasts: 2 * q.amounts.latency, most: make([]added, 3)}, kind,
+				title: "Latency of items of 1 MiB, a command for each, at half load: " + kind, table: kind + ", file, 1 MiB", ends: output, size: mebi, slowest: slowest(report, kind+", file, 1 MiB"), guess: 30, rounds: latencyRounds / 2, most: make([]added, 3)}, kind,
 				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.watch(kind))})
 		},
 	} {
@@ -72,12 +72,12 @@ type latencyTable struct {
 	size               int     // bytes of an item
 	slowest, guess     float64 // items/s, as measured before, and where nothing was
 	beside             float64 // in place of these: as measured here, and no more than this
-	lasts              time.Duration
+	rounds             int
 	most               []added
 }
 
 const (
-	latencyRounds = 4           // how often each contender has its turn
+	latencyRounds = 8           // how often each contender has its turn, where something is promised
 	latencyWarmUp = time.Second // of each turn, which begins a process: not counted
 )
 
@@ -112,7 +112,7 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 		for _, c := range all {
 			c.size = l.size
 			q.say("%s, most: %s", l.table, strings.TrimSpace(c.name+" "+c.config))
-			most, err := q.sustained(ctx, kind, c, l.lasts/2)
+			most, err := q.sustained(ctx, kind, c, 2*q.amounts.latency)
 			if err != nil {
 				return err
 			}
@@ -120,27 +120,27 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 		}
 		load = ", half of what the slowest handles while they are published beside it"
 	}
-	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, for %v in %d rounds, each contender in turn, each after a second that is not counted.", l.ends, l.size/kibi, count(rate), load, l.lasts, latencyRounds), Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
-	took := make([][]time.Duration, len(all))
-	for round := range latencyRounds { // one after the other: what the broker and the disk do meanwhile is in all of them
+	t := Table{Title: l.title, Explain: fmt.Sprintf("%s; items of %d KiB, %s items/s%s, %d times %v, each contender in turn, each after a second that is not counted. "+
+		"Added is the median of what it was in each of these rounds, as broker and disk are not the same in all of them.", l.ends, l.size/kibi, count(rate), load, l.rounds, q.amounts.latency),
+		Head: []string{"contender", "settings", "n", "p50", "p99", "max", "added p50", "added p99"}}
+	took, rounds := make([][]time.Duration, len(all)), make([][]Summary, len(all))
+	for round := range l.rounds { // one after the other: what the broker and the disk do meanwhile is in all of them
 		for i, c := range all {
 			c.size = l.size
-			q.say("%s, latency, round %d of %d: %s", l.table, round+1, latencyRounds, strings.TrimSpace(c.name+" "+c.config))
-			part, err := q.paced(ctx, kind, c, rate, l.lasts/latencyRounds)
+			q.say("%s, latency, round %d of %d: %s", l.table, round+1, l.rounds, strings.TrimSpace(c.name+" "+c.config))
+			part, err := q.paced(ctx, kind, c, rate, q.amounts.latency)
 			if err != nil {
 				return err
 			}
 			took[i] = append(took[i], part...)
+			rounds[i] = append(rounds[i], summarize(part))
 		}
 	}
-	var base Summary
 	for i, c := range all {
 		s := summarize(took[i])
 		row := []string{c.name, c.config, fmt.Sprint(s.N), human(s.P50), human(s.P99), human(s.Max), "–", "–"}
-		if i == 0 {
-			base = s
-		} else {
-			p50, p99 := s.P50-base.P50, s.P99-base.P99
+		if i > 0 {
+			p50, p99 := addedOf(rounds[i], rounds[0])
 			row[6], row[7] = signed(p50), signed(p99)
 			if most := l.most[i]; most.p50 > 0 {
 				q.targets = append(q.targets, Target{What: "added latency at half load, " + l.table + most.name, Want: fmt.Sprintf("p50 ≤ %s, p99 ≤ %s", human(most.p50), human(most.p99)), Measured: fmt.Sprintf("p50 %s, p99 %s (n=%d)", signed(p50), signed(p99), s.N),
@@ -152,6 +152,16 @@ func (q *queueRig) latencies(ctx context.Context, report *Report, l latencyTable
 	}
 	report.Tables = append(report.Tables, t)
 	return nil
+}
+
+// addedOf is the median of what a contender added to another's percentiles, round by round.
+func addedOf(rounds, base []Summary) (p50, p99 time.Duration) {
+	var medians, tails []float64
+	for i := range rounds {
+		medians = append(medians, float64(rounds[i].P50-base[i].P50))
+		tails = append(tails, float64(rounds[i].P99-base[i].P99))
+	}
+	return time.Duration(middle(medians)), time.Duration(middle(tails))
 }
 
 // paced publishes at a rate, and returns how long each item took that was published after the warm-up.
@@ -250,6 +260,7 @@ func (q *queueRig) beside(ctx context.Context, kind string, c *queuer, do func(p
 	if err := q.fresh(c); err != nil {
 		return err
 	}
+	defer os.RemoveAll(c.folder)
 	if c.helper != nil {
 		worker, err := c.helper()
 		if err != nil {
@@ -333,7 +344,7 @@ type arrivals struct {
 
 func (a *arrivals) open(c *queuer) error {
 	a.dir, a.output = c.folder, func(name string) string { return name }
-	if c.name != loopName {
+	if !strings.HasPrefix(c.name, loopName) {
 		a.dir, a.output = filepath.Join(c.folder, "done", c.queue), func(name string) string { return filepath.Join(name, "stdout") }
 	}
 	if err := os.MkdirAll(a.dir, 0o777); err != nil {

@@ -109,7 +109,7 @@ func (q *queueRig) file(ctx context.Context, report *Report) error {
 		defer closeDisk()
 	}
 	return q.each(func(kind string) error {
-		all := []*queuer{q.loop(kind, "exec"), files(q.exec(kind, false)), files(q.exec(kind, true)), files(q.watch(kind))}
+		all := []*queuer{q.loop(kind, "exec"), q.syncLoop(kind), files(q.exec(kind, false)), files(q.exec(kind, true)), files(q.watch(kind))}
 		return q.rounds(ctx, "A command for each item: "+kind, "Items of 1 KiB: a folder with the input, `/bin/cat`, and its output under its last name. "+how, kind+", file", all, q.amounts.file, kibi, report)
 	})
 }

@@ -197,7 +197,7 @@ func middle(of []float64) float64 {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(of))
-	return sorted[len(sorted)/2]
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
 // relax makes Redis write its log to the disk once a second, as people run it.
@@ -367,19 +367,27 @@ func counted(c *queuer) *queuer {
 }
 
 // loop is the loop by hand.
-func (q *queueRig) loop(kind, call string) *queuer {
+func (q *queueRig) loop(kind, call string, flags ...string) *queuer {
 	c := &queuer{name: loopName, config: call}
 	c.publish = func(ctx context.Context, n, size int) error {
 		return inPortions(n, size, func(_ int, bodies [][]byte) error { return q.handPublish(ctx, kind, c.queue, bodies) })
 	}
 	c.start = func() (*process, error) {
-		return q.rig.spawn.start(c.queue, nil, q.hand, "loop", "-broker", q.brokers[kind].URL, "-queue", c.queue, "-slots", strconv.Itoa(queueSlots), "-call", call, "-worker", c.socket, "-count", c.counter, "-work", c.folder)
+		args := []string{"loop", "-broker", q.brokers[kind].URL, "-queue", c.queue, "-slots", strconv.Itoa(queueSlots), "-call", call, "-worker", c.socket, "-count", c.counter, "-work", c.folder}
+		return q.rig.spawn.start(c.queue, nil, q.hand, append(args, flags...)...)
 	}
 	if call == "exec" {
 		c.config = "a folder, /bin/cat, rename"
 		return counted(c)
 	}
 	return q.httpWorker(c)
+}
+
+// syncLoop is the loop with a command, whose outputs are on the disk before it acknowledges.
+func (q *queueRig) syncLoop(kind string) *queuer {
+	c := q.loop(kind, "exec", "-sync")
+	c.name, c.config = loopName+", fsync", "a folder, /bin/cat, fsync, rename, fsync"
+	return c
 }
 
 // coordinator is ours, with a configuration in which %s are the folder, the queue, and the socket of the worker.

@@ -55,9 +55,18 @@ func TestGroupTime(t *testing.T) {
 	}
 }
 
+// One round in which the disk was slow for one contender and not for the other says nothing.
+func TestAddedOf(t *testing.T) {
+	t.Parallel()
+	base := []Summary{{P50: 10, P99: 100}, {P50: 20, P99: 200}, {P50: 30, P99: 300}}
+	if p50, p99 := addedOf([]Summary{{P50: 13, P99: 90}, {P50: 24, P99: 207}, {P50: 930, P99: 305}}, base); p50 != 4 || p99 != 5 {
+		t.Errorf("%d, %d", p50, p99)
+	}
+}
+
 func TestMiddle(t *testing.T) {
 	t.Parallel()
-	if middle(nil) != 0 || middle([]float64{3, 1, 2}) != 2 || count(950) != "950" || count(12340) != "12.3k" {
+	if middle(nil) != 0 || middle([]float64{3, 1, 2}) != 2 || middle([]float64{4, 1}) != 2.5 || count(950) != "950" || count(12340) != "12.3k" {
 		t.Error("the middle, or a rate, is written wrongly")
 	}
 }

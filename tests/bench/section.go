@@ -38,7 +38,7 @@ func sections() []section {
 		{name: "scatter-gather", title: "Scatter/gather", setup: gatherSetup, factsOf: "Ends that are not answers, and memory", factsHead: "retinue gather",
 			parts: gatherParts(), limit: 13 * time.Minute, quick: 2 * time.Minute, measure: (*rig).scatterGather},
 		{name: "work-queue", title: "Work queue", factsOf: "Memory", factsHead: "retinue coordinator",
-			parts: queueParts(), limit: 24 * time.Minute, quick: 5 * time.Minute, measure: (*rig).workQueue},
+			parts: queueParts(), limit: 30 * time.Minute, quick: 6 * time.Minute, measure: (*rig).workQueue},
 		{name: "lifecycle", title: "Lifecycle: the task driver", setup: lifecycleSetup,
 			parts: lifecycleParts(), limit: 10 * time.Minute, quick: 2 * time.Minute, measure: (*rig).taskDrivers},
 	}

@@ -103,7 +103,21 @@ func (o *options) command(ctx context.Context, items []item) error {
 	if err := cmd.Run(); err != nil {
 		return err
 	}
-	return os.Rename(output, filepath.Join(o.work, "done-"+items[0].id))
+	if !o.sync {
+		return os.Rename(output, filepath.Join(o.work, "done-"+items[0].id))
+	}
+	if err := out.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(output, filepath.Join(o.work, "done-"+items[0].id)); err != nil {
+		return err
+	}
+	folder, err := os.Open(o.work)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync()
 }
 
 // dispatch makes a Nomad job of an item, and waits for its end.

@@ -38,6 +38,7 @@ func main() {
 	flags.StringVar(&o.count, "count", "", "file that grows by a byte for each item that is done")
 	flags.DurationVar(&o.hold, "hold", 0, "of the HTTP worker: how long an item takes")
 	flags.StringVar(&o.work, "work", "", "folder for the files of call exec")
+	flags.BoolVar(&o.sync, "sync", false, "of call exec: bring outputs and their names to the disk")
 	flags.Parse(os.Args[2:])
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -70,6 +71,7 @@ type options struct {
 	broker, queue, call, worker, nomad, listen, count, work string
 	slots                                                   int
 	hold                                                    time.Duration
+	sync                                                    bool
 
 	counter *os.File
 	do      func(ctx context.Context, items []item) error
