@@ -190,12 +190,26 @@ func (c *Coordinator) take(ctx context.Context, env envelope) {
 	}
 	c.stepped = now
 	found := c.m.step(now, env.ev)
-	for _, fx := range c.m.take() {
+	fxs := c.m.take()
+	slices.SortStableFunc(fxs, func(a, b any) int { return turn(a) - turn(b) })
+	for _, fx := range fxs {
 		c.do(ctx, fx)
 	}
 	if env.reply != nil {
 		env.reply <- found
 	}
+}
+
+// turn says when an effect of a step is begun. What is begun last runs first, as soon as the owner waits: a call, before the question for the next
+// messages. Its end is not before it.
+func turn(fx any) int {
+	switch fx.(type) {
+	case fxCall:
+		return 1
+	case fxEnd:
+		return 2
+	}
+	return 0
 }
 
 // ours leaves out messages of a partition that has begun anew since they were received: the machine may have been told before that what was before

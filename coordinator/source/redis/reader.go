@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -403,6 +404,7 @@ func (r *reader) block(max int) {
 	for max > 0 {
 		n, err := r.blockOnce(max, all)
 		max = r.over(n, max, err)
+		runtime.Gosched() // whoever waited for this answer comes before the next question is sent
 	}
 }
 
