@@ -93,8 +93,11 @@ func (se *session) alive() bool {
 }
 
 const (
-	acks     = 64
-	flushing = time.Millisecond
+	acks = 64
+	// An acknowledgement that speaks for many costs the broker little more than one for one, and so does the question whether it has worked them off:
+	// gathering is how long deliveries are gathered at most, and flushing how long where somebody waits for more than that, or few more would come.
+	gathering = 5 * time.Millisecond
+	flushing  = time.Millisecond
 )
 
 // verdicts are deliveries to acknowledge, none for whoever has sent what there is to say.
@@ -104,35 +107,39 @@ type verdicts struct {
 }
 
 // flush acknowledges deliveries, and answers those who want to know that the broker has worked off all that was sent on the incoming
-// channel: an acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait, and
-// it costs the broker as much as an acknowledgement: there is one a millisecond at most.
+// channel: an acknowledgement itself has no answer, but a channel does its methods in order. One question serves all who wait. The first after a pause goes at once.
 func (se *session) flush() {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	var all []verdicts
-	var over <-chan time.Time // of the pause; nil while nobody waits
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var answers []chan error
+	var tags []uint64
+	pause, last := gathering, time.Time{}
 	for {
+		var due <-chan time.Time
+		if len(answers) > 0 {
+			timer.Reset(time.Until(last.Add(pause)))
+			due = timer.C
+		}
 		select {
 		case <-se.dead:
 			return
 		case next := <-se.verdicts:
-			all, over = append(all, next), pause.C
+			answers, tags = append(answers, next.answer), append(tags, next.tags...)
+			if len(next.tags) == 0 || len(tags) >= se.s.cfg.Prefetch/2 || se.s.cfg.Order {
+				pause = flushing
+			}
 			continue
-		case <-over:
-		}
-		var tags []uint64
-		for _, v := range all {
-			tags = append(tags, v.tags...)
+		case <-due:
 		}
 		err := se.acknowledge(tags)
 		if err == nil {
 			err = se.in.Qos(se.s.cfg.qos(), 0, false)
 		}
-		pause.Reset(flushing)
-		for _, v := range all {
-			v.answer <- err
+		for _, answer := range answers {
+			answer <- err
 		}
-		all, over = nil, nil
+		answers, tags = nil, nil
+		pause, last = gathering, time.Now()
 	}
 }
 
