@@ -60,6 +60,9 @@ func (f Files) Create(ctx context.Context, key string, value []byte) ([]byte, er
 		if err == nil && current == nil {
 			err = errors.New("key " + key + " was deleted while it was read")
 		}
+		if err == nil && f.Sync { // whoever made it may have been killed before it had its name on the disk
+			err = syncPath(dir)
+		}
 		return current, err
 	case err == nil && f.Sync:
 		err = syncPath(dir)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -48,7 +49,7 @@ func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
 		if won, err := r.read(target); won != nil || err != nil {
 			return orZero(won), err
 		}
-		if err := os.MkdirAll(filepath.Dir(target), 0o777); err != nil {
+		if err := r.makeStage(rec.Stage); err != nil {
 			return item.Record{}, err
 		}
 	}
@@ -56,7 +57,7 @@ func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
 	if err == nil {
 		err = rename(folder, target)
 		if errors.Is(err, fs.ErrNotExist) { // the first of its stage
-			if err = os.MkdirAll(filepath.Dir(target), 0o777); err == nil {
+			if err = r.makeStage(rec.Stage); err == nil {
 				err = rename(folder, target)
 			}
 		}
@@ -76,6 +77,20 @@ func (r Rename) commit(rec item.Record, out string) (item.Record, error) {
 		return orZero(won), err
 	}
 	return item.Record{}, err
+}
+
+// makeStage makes the folder of a stage where there is none.
+func (r Rename) makeStage(stage string) error {
+	err := os.Mkdir(filepath.Join(r.Dir, item.FileName(stage)), 0o777)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case err == nil && r.Sync:
+		return syncPath(r.Dir)
+	case errors.Is(err, fs.ErrNotExist):
+		return os.MkdirAll(filepath.Join(r.Dir, item.FileName(stage)), 0o777)
+	}
+	return err
 }
 
 func orZero(rec *item.Record) item.Record {
@@ -148,8 +163,15 @@ func (r Rename) read(folder string) (*item.Record, error) {
 		return nil, err
 	}
 	rec, err := decode(filepath.Base(folder), data)
+	if err == nil && r.Sync && time.Since(rec.Ended) < settling {
+		err = syncPath(filepath.Dir(folder))
+	}
 	return &rec, err
 }
+
+// settling is the age up to which a record that was read may not have its name on the disk: whoever gave it that name may have been killed before he
+// saw to it, and the reader acknowledges. File systems do so by themselves within half a minute.
+const settling = time.Minute
 
 func sameDevice(a, b string) bool {
 	var sa, sb unix.Stat_t
