@@ -47,12 +47,12 @@ func (q *queueRig) latency(ctx context.Context, report *Report) error {
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency of items of 1 MiB, at half load: " + kind, table: kind + ", 1 MiB", ends: worker + "one POST for each", size: mebi, slowest: slowest(report, kind+", 1 MiB"), guess: 50, rounds: latencyRounds / 2, most: make([]added, 2)}, kind,
+				title: "Latency of items of 1 MiB, at half load: " + kind, table: kind + ", 1 MiB", ends: worker + "one POST for each", size: mebi, beside: math.Inf(1), rounds: latencyRounds / 2, most: make([]added, 2)}, kind,
 				[]*queuer{q.loop(kind, "http"), q.httpWorker(q.coordinator(kind, queueName, "http", configHTTP))})
 		},
 		func(kind string) error {
 			return q.latencies(ctx, report, latencyTable{
-				title: "Latency of items of 1 MiB, a command for each, at half load: " + kind, table: kind + ", file, 1 MiB", ends: output, size: mebi, slowest: slowest(report, kind+", file, 1 MiB"), guess: 30, rounds: latencyRounds / 2, most: make([]added, 3)}, kind,
+				title: "Latency of items of 1 MiB, a command for each, at half load: " + kind, table: kind + ", file, 1 MiB", ends: output, size: mebi, beside: math.Inf(1), rounds: latencyRounds / 2, most: make([]added, 3)}, kind,
 				[]*queuer{arriving(q.loop(kind, "exec")), arriving(q.exec(kind, false)), arriving(q.watch(kind))})
 		},
 	} {
@@ -199,7 +199,10 @@ func (q *queueRig) paced(ctx context.Context, kind string, c *queuer, rate float
 // sustained is how many items a second a contender handles while they are published beside it, as many as it can take: what half a load is half of.
 // The rates of the other parts are of items that were there before, and whoever publishes needs processors too.
 func (q *queueRig) sustained(ctx context.Context, kind string, c *queuer, lasts time.Duration) (rate float64, err error) {
-	const backlog, look = 1000, 100
+	backlog, look := 1000, 100
+	if c.size >= mebi {
+		backlog, look = 32, 8
+	}
 	err = q.beside(ctx, kind, c, func(publish func(context.Context, int) error, seen func(int) error) error {
 		sent, began := 1, time.Now()
 		err := inParallel(func(send func(func() error)) error {

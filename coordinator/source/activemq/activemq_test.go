@@ -2,11 +2,13 @@ package activemq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"retinue/coordinator/source"
 	"retinue/coordinator/source/sourcetest"
@@ -45,6 +47,36 @@ func TestContract(t *testing.T) {
 			return cn.wait(ctx, answer)
 		},
 	})
+	t.Run("a receive begins as what nobody asked for goes back", func(t *testing.T) { receiveBeginsAsItGoesBack(t, addr) })
+}
+
+// receiveBeginsAsItGoesBack: that nobody asks may be over by the time at which what was fetched would go back. The Receive would wait for ever.
+func receiveBeginsAsItGoesBack(t *testing.T, addr string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	src, err := open(ctx, addr, "secret", source.Options{Queue: "turning", Lease: time.Minute, Prefetch: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close(context.Background())
+	s := src.(*Source)
+	received := make(chan error, 1)
+	go func() {
+		ms, err := s.Receive(ctx, 1)
+		if err == nil {
+			err = s.Ack(ctx, ms...)
+		}
+		received <- err
+	}()
+	for asks := false; !asks && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		asks = s.receiving && s.in != nil && s.in.consuming
+		s.mu.Unlock()
+	}
+	s.giveBackUnused()
+	if err := errors.Join(s.Publish(ctx, source.Out{ID: "1"}), <-received); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func at(addr, password string) string {

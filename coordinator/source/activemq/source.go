@@ -175,11 +175,16 @@ func (s *Source) sweep() {
 		}
 		// What was fetched ahead has no lease; others may want it.
 		if s.unused() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			s.current().restIf(ctx, func() bool { return !s.receiving })
-			cancel()
+			s.giveBackUnused()
 		}
 	}
+}
+
+// giveBackUnused returns what was fetched, unless somebody asks for it by now.
+func (s *Source) giveBackUnused() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s.current().restIf(ctx, func() bool { return !s.receiving })
 }
 
 // Receive implements source.Source.

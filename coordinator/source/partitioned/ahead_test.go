@@ -87,3 +87,57 @@ func TestAsksNobodyAboutNothing(t *testing.T) {
 	}
 	clear(s.parts)
 }
+
+// lone is a queue whose Receive takes a moment to end, and that knows whether Idle came meanwhile: one of them at a time may be called.
+type lone struct {
+	source.Source
+	busy atomic.Bool
+	met  atomic.Int64
+}
+
+func (l *lone) Receive(ctx context.Context, max int) ([]*source.Message, error) {
+	if !l.busy.CompareAndSwap(false, true) {
+		l.met.Add(1)
+	}
+	defer l.busy.Store(false)
+	ms, err := l.Source.Receive(ctx, max)
+	time.Sleep(5 * time.Millisecond)
+	return ms, err
+}
+
+func (l *lone) Idle(ctx context.Context) error {
+	if l.busy.Load() {
+		l.met.Add(1)
+	}
+	return l.Source.Idle(ctx)
+}
+
+// The queue of what has no key is not asked to rest while it is asked for messages.
+func TestIdleWaitsForReceive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var base *lone
+	s, err := New(Config{Options: w.options(), Partitions: partitions, Owner: w.a.seat("a"), Clock: clock.Boot(), Log: hclog.NewNullLogger(), Open: func(o source.Options) (source.Source, error) {
+		src, err := w.broker.Open(o)
+		if base == nil {
+			base = &lone{Source: src}
+			return base, err
+		}
+		return src, err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Millisecond)
+		_, _ = s.Receive(ctx, 8)
+		cancel()
+		if err := s.Idle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := base.met.Load(); n > 0 {
+		t.Errorf("%d calls met", n)
+	}
+}

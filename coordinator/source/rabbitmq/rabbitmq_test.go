@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -29,7 +30,44 @@ func TestMain(m *testing.M) {
 
 func TestContract(t *testing.T) {
 	t.Parallel()
-	sourcetest.Run(t, harness(t, 30*time.Minute, 2*time.Second))
+	h := harness(t, 30*time.Minute, 2*time.Second)
+	sourcetest.Run(t, h)
+	t.Run("a receive begins as what nobody asked for goes back", func(t *testing.T) { receiveBeginsAsItGoesBack(t, h) })
+}
+
+// receiveBeginsAsItGoesBack: that nobody asks may be over by the time at which what was fetched would go back. The Receive would wait for ever.
+func receiveBeginsAsItGoesBack(t *testing.T, h sourcetest.Harness) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	src, err := h.Open(ctx, "", source.Options{Queue: "turning", Lease: time.Minute, Prefetch: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close(context.Background())
+	s := src.(*Source)
+	receive := func() error {
+		ms, err := s.Receive(ctx, 1)
+		if err == nil {
+			err = s.Ack(ctx, ms...)
+		}
+		return err
+	}
+	if err := errors.Join(s.Publish(ctx, source.Out{ID: "1"}), receive()); err != nil {
+		t.Fatal(err)
+	}
+	received := make(chan error, 1)
+	err = s.giveBackIf(ctx, s.current(), func() bool {
+		go func() { received <- receive() }()
+		for asks := false; !asks; time.Sleep(time.Millisecond) {
+			s.mu.Lock()
+			asks = s.receiving
+			s.mu.Unlock()
+		}
+		return s.unused()
+	})
+	if err := errors.Join(err, s.Publish(ctx, source.Out{ID: "2"}), <-received); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A message is kept for longer than consumer_timeout, half an hour where nobody changes it.
