@@ -87,7 +87,8 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 	}
 	cfg.Record = parts.Point != nil
 	cfg.Check = cfg.Record && parts.Point.Cheap()
-	opts := source.Options{Queue: cfg.Queue, Lease: cfg.Lease, Prefetch: cfg.Slots*cfg.Batch + cfg.prefetch(), Classes: cfg.Classes}
+	opts := source.Options{Queue: cfg.Queue, Lease: cfg.Lease, Prefetch: cfg.Slots*cfg.Batch + cfg.prefetch(), Classes: cfg.Classes,
+		Abreast: !cfg.Keys && cfg.Slots > 1} // items that run side by side overtake each other anyway
 	var c *Coordinator
 	src, err := parts.open(opts, cfg.Partitions, parts.Owner, func(p int, ms []*source.Message) { c.post(evHandBack{p, ms}) })
 	if err != nil {

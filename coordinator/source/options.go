@@ -43,6 +43,9 @@ type Options struct {
 	// Order: the queue has one consumer at a time, and its messages are to be taken in the order of publication (Caps.Order says
 	// how far that goes). All its consumers and producers use the same. A broker that cannot do it is ErrConfig.
 	Order bool
+	// Abreast: messages may overtake each other on the way here, by about a round trip. Otherwise one consumer has first deliveries in
+	// the order in which the broker gives them.
+	Abreast bool
 }
 
 // NoOrder refuses Order, for adapters of brokers that cannot keep it.

@@ -30,26 +30,36 @@ type reader struct {
 	behind atomic.Bool
 	doubt  atomic.Bool // an answer was lost, and messages may have been in it
 
-	conn   *redis.Conn // of the reads that wait; one of them at a time uses it
-	client int64       // its name at the server
-
-	mu      sync.Mutex
-	more    bool          // than the last read brought
-	waiting chan struct{} // a read that waits: closed at its end; nil: none
-	id      int64         // of the connection it waits on
-	ahead   [source.MaxClasses][]*source.Message
-	err     error // how it ended
+	mu    sync.Mutex
+	lines []line
+	ended chan struct{} // closed and replaced when a read that waits has ended
+	more  bool          // than the last read brought
+	ahead [source.MaxClasses][]*source.Message
+	err   error // how a read ended
 
 	receiving bool        // a Receive is under way
 	wanted    bool        // no Idle came after the last one
 	rest      *time.Timer // until what nobody asks for is given back; nil: never yet
 }
 
+// line is a connection for reads that wait. Of two, one waits at the server while the other's answer is on its way and its next question back: what is
+// published then would wait for that.
+type line struct {
+	conn   *redis.Conn // the read's that is under way
+	client int64       // its name at the server
+
+	wants int   // messages, of the read that is under way; 0: none is
+	id    int64 // of the connection, while it can be unblocked
+}
+
 // waitFor is how long a read waits at the server.
 const waitFor = time.Second
 
 func newReader(s *Source) *reader {
-	r := &reader{s: s, shares: source.Classes{N: s.cfg.Classes}}
+	r := &reader{s: s, shares: source.Classes{N: s.cfg.Classes}, lines: make([]line, 1), ended: make(chan struct{})}
+	if s.cfg.Abreast && !s.cfg.Order && s.cfg.Classes == 1 { // several classes are asked for one message at a time
+		r.lines = make([]line, 2)
+	}
 	r.behind.Store(true)
 	return r
 }
@@ -118,7 +128,7 @@ func (r *reader) end() {
 
 // keep gives what has arrived, and no Receive waits for, a moment to be asked for. Of a queue in order nobody else could have it. r.mu is held.
 func (r *reader) keep() {
-	if r.receiving || r.s.cfg.Order || !slices.ContainsFunc(r.ahead[:], func(ms []*source.Message) bool { return len(ms) > 0 }) {
+	if r.receiving || r.s.cfg.Order || !r.arrived() {
 		return
 	}
 	patience := min(r.s.cfg.Lease/8, time.Second)
@@ -145,6 +155,11 @@ func (r *reader) unused() {
 			r.s.held.Drop(m) // it comes back at the end of its lease, which nobody extends
 		}
 	}
+}
+
+// arrived says whether something has. r.mu is held.
+func (r *reader) arrived() bool {
+	return slices.ContainsFunc(r.ahead[:], func(ms []*source.Message) bool { return len(ms) > 0 })
 }
 
 // all takes what has arrived. r.mu is held.
@@ -341,22 +356,45 @@ func (r *reader) entries(got []redis.XStream, classes []int, sent clock.Instant)
 func (r *reader) reads() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.waiting != nil
+	return r.readsLocked()
+}
+
+func (r *reader) readsLocked() bool {
+	for i := range r.lines { // not copied: conn is the read's
+		if r.lines[i].wants > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // wait returns when a waiting read has ended, when it is time for a tick, or with an error.
 func (r *reader) wait(ctx context.Context, max int) error {
 	r.mu.Lock()
-	if r.waiting == nil {
-		r.waiting = make(chan struct{})
-		go r.block(max)
+	if r.arrived() {
+		r.mu.Unlock()
+		return nil // since it was looked
 	}
-	done := r.waiting
+	idle := 0
+	for i := range r.lines {
+		if max -= r.lines[i].wants; r.lines[i].wants == 0 {
+			idle++
+		}
+	}
+	for i := range r.lines {
+		if l := &r.lines[i]; l.wants == 0 && max > 0 {
+			l.wants = (max + idle - 1) / idle
+			max -= l.wants
+			idle--
+			go r.block(l, l.wants)
+		}
+	}
+	ended := r.ended
 	r.mu.Unlock()
 	timer := time.NewTimer(tickEvery)
 	defer timer.Stop()
 	select {
-	case <-done:
+	case <-ended:
 	case <-timer.C:
 	case <-ctx.Done():
 		return ctx.Err()
@@ -377,23 +415,22 @@ func (r *reader) full() bool {
 	return r.more || r.s.cfg.Classes > 1
 }
 
-// connect makes the connection of the reads that wait, and returns its name at the server. One read at a time uses it.
-func (r *reader) connect(ctx context.Context) (id int64, err error) {
-	if r.conn == nil {
-		conn := r.s.db.Conn()
-		if r.client, err = conn.ClientID(ctx).Result(); err != nil {
+// connect makes the connection of a line, and returns its name at the server.
+func (l *line) connect(ctx context.Context, db *redis.Client) (id int64, err error) {
+	if l.conn == nil {
+		conn := db.Conn()
+		if l.client, err = conn.ClientID(ctx).Result(); err != nil {
 			conn.Close()
 			return 0, err
 		}
-		r.conn = conn
+		l.conn = conn
 	}
-	return r.client, nil
+	return l.client, nil
 }
 
 // block waits at the server for messages: of one class as many as are wanted, which brings what is there already without a question before, and one
-// of each class at most where there are several. Where it brings fewer than are wanted it goes on for the others: what comes while its answer is on
-// its way to the owner, and the next wish back, finds a read that waits.
-func (r *reader) block(max int) {
+// of each class at most where there are several. Where it brings fewer than are wanted it goes on for the others.
+func (r *reader) block(l *line, max int) {
 	var all []int
 	for class := r.s.cfg.Classes - 1; class >= 0; class-- {
 		all = append(all, class)
@@ -402,23 +439,23 @@ func (r *reader) block(max int) {
 		max = 1
 	}
 	for max > 0 {
-		n, err := r.blockOnce(max, all)
-		max = r.over(n, max, err)
+		n, err := r.blockOnce(l, max, all)
+		max = r.over(l, n, max, err)
 		runtime.Gosched() // whoever waited for this answer comes before the next question is sent
 	}
 }
 
-func (r *reader) blockOnce(max int, classes []int) (n int, err error) {
+func (r *reader) blockOnce(l *line, max int, classes []int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), waitFor+10*time.Second)
 	defer cancel()
-	id, err := r.connect(ctx)
+	id, err := l.connect(ctx, r.s.db)
 	if err != nil {
 		return 0, err
 	}
 	r.mu.Lock()
-	r.id = id
+	l.id = id
 	r.mu.Unlock()
-	got, err := r.conn.XReadGroup(ctx, r.args(waitFor, max, classes...)).Result()
+	got, err := l.conn.XReadGroup(ctx, r.args(waitFor, max, classes...)).Result()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
 	}
@@ -428,49 +465,54 @@ func (r *reader) blockOnce(max int, classes []int) (n int, err error) {
 		n += len(st.Messages)
 	}
 	if err != nil {
-		r.conn.Close()
-		r.conn = nil
+		l.conn.Close()
+		l.conn = nil
 	}
 	return n, err
 }
 
 // over says that a read has ended, and returns how many the next one may bring, which has begun then; 0: none.
-func (r *reader) over(n, max int, err error) int {
+func (r *reader) over(l *line, n, max int, err error) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.more, r.id = n >= max, 0
+	r.more, l.id = n >= max, 0
 	if err != nil {
 		r.err = err
 		r.doubt.Store(true)
 	}
 	r.keep()
-	close(r.waiting)
-	r.waiting = nil
-	if n == 0 || n >= max || err != nil || !r.wanted || r.s.cfg.Order {
-		return 0
+	close(r.ended)
+	r.ended = make(chan struct{})
+	if l.wants = 0; n > 0 && n < max && err == nil && r.wanted && !r.s.cfg.Order {
+		l.wants = max - n
 	}
-	r.waiting = make(chan struct{})
-	return max - n
+	return l.wants
 }
 
-// idle ends a read that waits and returns what has arrived.
+// idle ends the reads that wait and returns what has arrived.
 func (r *reader) idle(ctx context.Context) []*source.Message {
 	r.mu.Lock()
 	r.wanted = false
 	r.mu.Unlock()
 	for range 100 {
 		r.mu.Lock()
-		waiting, id := r.waiting, r.id
+		ended, reads := r.ended, r.readsLocked()
+		var ids []int64
+		for i := range r.lines {
+			if id := r.lines[i].id; id != 0 {
+				ids = append(ids, id)
+			}
+		}
 		r.mu.Unlock()
-		if waiting == nil {
+		if !reads {
 			break
 		}
-		if id != 0 {
+		for _, id := range ids {
 			// Where the server does not allow it, the read ends by itself, soon.
 			r.s.db.ClientUnblock(ctx, id)
 		}
 		select {
-		case <-waiting:
+		case <-ended:
 		case <-ctx.Done():
 		case <-time.After(20 * time.Millisecond):
 		}

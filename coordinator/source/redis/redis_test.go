@@ -46,9 +46,15 @@ func start(t *testing.T) (*sourcetest.Server, string) {
 	}), addr
 }
 
-func TestContract(t *testing.T) {
+func TestContract(t *testing.T) { testContract(t, false) }
+
+func TestContractAbreast(t *testing.T) { testContract(t, true) }
+
+func testContract(t *testing.T, abreast bool) {
+	t.Parallel()
 	srv, addr := start(t)
 	open := func(ctx context.Context, addr, password string, o source.Options) (source.Source, error) {
+		o.Abreast = abreast
 		s, err := Open(ctx, Config{URL: at(addr, password), Options: o})
 		if err != nil {
 			return nil, err
