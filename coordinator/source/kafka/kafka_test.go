@@ -111,7 +111,7 @@ func contract(t *testing.T, groups string) {
 		return s, nil
 	}
 	sourcetest.Run(t, sourcetest.Harness{
-		Lease: lease, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
+		Lease: lease, Lingers: groups == groupsClassic, Addr: addr, Server: srv, Child: []string{serverVariable + "=" + at(addr, "p")},
 		Open: func(ctx context.Context, via string, o source.Options) (source.Source, error) {
 			c := Config{URL: at(addr, "p"), Partitions: partitions, Session: session, Groups: groups, Options: o}
 			if via != "" {

@@ -40,6 +40,8 @@ type Harness struct {
 	Foreign func(ctx context.Context, queue string, body []byte) error
 	// Together runs the cases that break a consumer or connections beside the others: the broker must have power to spare.
 	Together bool
+	// Lingers: what was fetched, and nobody asks for any more, goes to others only after a lease.
+	Lingers bool
 	// Settle is how old a queue must be to survive a kill of the broker.
 	Settle time.Duration
 }
