@@ -456,3 +456,24 @@ func TestAskedBeforeTheStart(t *testing.T) {
 		<-ended
 	}
 }
+
+// Where the order of items counts they are not asked for abreast: they would overtake each other before anybody could order them.
+func TestAbreastWhereOrderDoesNotCount(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		slots   int
+		keys    bool
+		abreast bool
+	}{{4, false, true}, {4, true, false}, {1, false, false}} {
+		cfg := quick()
+		cfg.Slots, cfg.Keys = c.slots, c.keys
+		var asked source.Options
+		broker := memory.New()
+		if _, err := New(cfg, Parts{Open: func(o source.Options) (source.Source, error) { asked = o; return broker.Open(o) }, Worker: workerFunc(upper), Clock: clock.Boot(), Log: hclog.NewNullLogger()}); err != nil {
+			t.Fatal(err)
+		}
+		if asked.Abreast != c.abreast {
+			t.Errorf("%+v: abreast %v", c, asked.Abreast)
+		}
+	}
+}

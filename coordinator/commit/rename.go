@@ -25,7 +25,7 @@ const recordName = "_record.json"
 // in one step, or not at all because another one is there.
 type Rename struct {
 	Dir  string
-	Sync bool // survive the loss of power, at about a millisecond an item
+	Sync bool // survive the loss of power, at about two milliseconds an item
 }
 
 // Path is the folder of an item that has ended.

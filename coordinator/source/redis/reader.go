@@ -38,7 +38,7 @@ type reader struct {
 	err   error // how a read ended
 
 	receiving bool        // a Receive is under way
-	wanted    bool        // no Idle came after the last one
+	wanted    bool        // nothing was given back after the last one
 	rest      *time.Timer // until what nobody asks for is given back; nil: never yet
 }
 
@@ -146,6 +146,7 @@ func (r *reader) unused() {
 		r.mu.Unlock()
 		return // its end looks again
 	}
+	r.wanted = false // a read that went on would take them again
 	back := r.all()
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
