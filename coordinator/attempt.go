@@ -138,6 +138,8 @@ func (m *machine) fail(now clock.Instant, c *call, it *held, class item.Class, v
 	switch {
 	case class == item.Refused:
 		m.bury(now, it, class, v.Reason)
+	case m.cfg.Divert != "" && (class == item.Timeout || class == item.Crash && n >= m.cfg.CrashAttempts):
+		m.divert(now, it, v.Reason)
 	case class == item.Crash && n >= m.cfg.CrashAttempts:
 		m.bury(now, it, item.Quarantine, fmt.Sprintf("crashed %d times: %s", n, v.Reason))
 	case a.N >= m.cfg.Attempts:
@@ -225,7 +227,7 @@ func (m *machine) deadLetter(it *held, rec item.Record) source.Out {
 func (m *machine) nextMessages(it *held, next []item.Message) map[string][]source.Out {
 	outs := map[string][]source.Out{}
 	for n, msg := range next {
-		id := fmt.Sprintf("%s/%s/%d", item.Short(it.id), m.cfg.Queue, n)
+		id := fmt.Sprintf("%s/%s/%d", item.Short(it.id), m.cfg.stage(), n)
 		env := item.Envelope{ID: id, ContentType: msg.ContentType, Headers: m.groupHeaders(it, next, n), Input: msg.Input}
 		queue := msg.Queue
 		if queue == "" {
@@ -243,7 +245,7 @@ func (m *machine) publishable(it *held, out *worker.Output) error {
 	}
 	rules := source.Options{Classes: source.MaxClasses}
 	for queue, outs := range m.nextMessages(it, out.Next) {
-		if !queueName.MatchString(queue) || queue == m.cfg.Queue {
+		if !queueName.MatchString(queue) || queue == m.cfg.Queue || queue == m.cfg.stage() {
 			return fmt.Errorf("a message for the next stage names the queue %q", queue)
 		}
 		for _, o := range outs {

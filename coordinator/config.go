@@ -34,8 +34,11 @@ func (b Backoff) ceiling(n int) time.Duration {
 
 // Config is what a coordinator does. Settings.Config makes one.
 type Config struct {
-	// Queue is the stage: it names the queue, the records and the metrics.
+	// Queue names the queue, and the stage where Stage does not.
 	Queue string
+	// Stage names the records and the messages to the next stage; "" stands for Queue. Coordinators of several queues that work for one stage
+	// end each of its items once.
+	Stage string
 	// ID names this coordinator, Node the machine, for people.
 	ID, Node string
 
@@ -81,6 +84,10 @@ type Config struct {
 	// to the next stage a group.
 	Gather string
 	Split  bool
+	// Divert is the queue of coordinators of the same stage that have a worker of another kind. It gets the items whose payload has more than
+	// DivertOver bytes (0: none for its size), those whose attempt here took too long, and those that would be quarantined. "" for none.
+	Divert     string
+	DivertOver int64
 	// ToClasses is how many classes of priority the next stage has.
 	ToClasses int
 
@@ -137,11 +144,19 @@ func (c Config) Validate() error {
 		return hint.Wrap(errors.New("split without a next stage"), "name the stage that gets the parts with to")
 	case c.Keep != 0 && (c.Keep < time.Hour || c.Keep < c.MaxRuntime || c.Keep < 10*c.Lease):
 		return hint.Wrap(fmt.Errorf("keep %s", c.Keep), "an hour or more, no less than max_runtime (%s) and 10 leases: what a record protects from must not come after it", c.MaxRuntime)
+	case !queueName.MatchString(c.stage()):
+		return hint.Wrap(fmt.Errorf("stage %q", c.Stage), "use 1 to 70 letters, digits, - or _: the queue whose coordinators divert items to here")
+	case c.Divert != "" && (!queueName.MatchString(c.Divert) || c.Divert == c.Queue || c.Divert == c.stage() || c.Divert == c.To || c.Divert == c.Gather || c.Divert == c.Dead):
+		return hint.Wrap(fmt.Errorf("divert to %q", c.Divert), "the queue of coordinators with --stage %s; 1 to 70 letters, digits, - or _", c.stage())
+	case c.Divert != "" && c.Keys && c.Lane != LaneSkip:
+		return hint.Wrap(fmt.Errorf("divert with on_fail %s", c.Lane), "those of its key would overtake an item that goes to another queue: write on_fail = skip, or leave one of the two out")
+	case c.DivertOver < 0 || c.DivertOver > 0 && c.Divert == "":
+		return hint.Wrap(errors.New("a size above which items are diverted, and nowhere to"), "name the queue with divert")
 	case c.Drain < 0:
 		return fmt.Errorf("drain timeout %s is negative", c.Drain)
-	case c.To == c.Queue && c.To != "":
+	case c.To != "" && (c.To == c.Queue || c.To == c.stage()):
 		return hint.Wrap(fmt.Errorf("the next stage of %s is itself", c.Queue), "name another queue: an item would never end")
-	case !queueName.MatchString(c.Dead) || c.Dead == c.Queue || c.Dead == c.To:
+	case !queueName.MatchString(c.Dead) || c.Dead == c.Queue || c.Dead == c.stage() || c.Dead == c.To:
 		return hint.Wrap(fmt.Errorf("dead-letter queue %q", c.Dead), "a queue of its own; the default is %s-dead", c.Queue)
 	}
 	for name, b := range map[string]Backoff{"backoff": c.Retry, "crash_backoff": c.CrashRetry, "not_ready": c.NotReady, "infra": c.Infra} {
@@ -150,6 +165,14 @@ func (c Config) Validate() error {
 		}
 	}
 	return nil
+}
+
+// stage is what Stage stands for.
+func (c Config) stage() string {
+	if c.Stage == "" {
+		return c.Queue
+	}
+	return c.Stage
 }
 
 // prefetch is how many items wait in hand for a slot at most: enough that a slot that becomes free finds one.

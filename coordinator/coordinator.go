@@ -276,11 +276,11 @@ func (c *Coordinator) open(queue string) (source.Source, error) {
 	if src := c.queues[queue]; src != nil {
 		return src, nil
 	}
-	classes, partitions := 1, 0
+	partitions := 0
 	if queue == c.cfg.To {
-		classes, partitions = c.cfg.ToClasses, c.cfg.ToPartitions
+		partitions = c.cfg.ToPartitions
 	}
-	src, err := c.parts.Producer(source.Options{Queue: queue, Lease: c.cfg.Lease, Classes: classes}, partitions)
+	src, err := c.parts.Producer(source.Options{Queue: queue, Lease: c.cfg.Lease, Classes: c.classesOf(queue)}, partitions)
 	if err != nil {
 		return nil, fmt.Errorf("open queue %s: %w", queue, err)
 	}
@@ -291,7 +291,7 @@ func (c *Coordinator) open(queue string) (source.Source, error) {
 // classesOf is how many classes a queue has that this coordinator publishes to.
 func (c *Coordinator) classesOf(queue string) int {
 	switch queue {
-	case c.cfg.Queue:
+	case c.cfg.Queue, c.cfg.Divert:
 		return c.cfg.Classes
 	case c.cfg.To:
 		return c.cfg.ToClasses
@@ -324,7 +324,7 @@ func (c *Coordinator) find(ctx context.Context, id string) (*item.Record, error)
 	}
 	var last *item.Record
 	for replay := 0; ; replay++ {
-		rec, err := c.parts.Point.Read(ctx, c.cfg.Queue, replayID(id, replay))
+		rec, err := c.parts.Point.Read(ctx, c.cfg.stage(), replayID(id, replay))
 		if err != nil || rec == nil {
 			return last, err
 		}

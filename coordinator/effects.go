@@ -29,7 +29,7 @@ func (c *Coordinator) do(ctx context.Context, fx any) {
 		c.orders <- idleOrder{}
 	case fxCheck:
 		c.request(ctx, func(ctx context.Context) any {
-			rec, err := c.parts.Point.Read(ctx, c.cfg.Queue, fx.id)
+			rec, err := c.parts.Point.Read(ctx, c.cfg.stage(), fx.id)
 			return evChecked{fx.handle, rec, err}
 		})
 	case fxCall:
@@ -88,6 +88,8 @@ func (c *Coordinator) do(ctx context.Context, fx any) {
 		c.tellEnd(fx.record)
 	case fxFailed:
 		c.tellFailure(fx)
+	case fxDiverted:
+		c.parts.Log.Info("item diverted", "id", fx.id, "to", c.cfg.Divert, "reason", fx.reason)
 	case fxState:
 		c.parts.Log.Info("state", "stage", fx.state, "reason", c.m.stats().Reason)
 		c.feed.publish(Event{Type: "state", Status: fx.state, Time: time.Now().UTC()})

@@ -111,8 +111,9 @@ type (
 		attempt item.Attempt
 		counted bool
 	}
-	fxState struct{ state string } // of the stage: running, paused ...
-	fxDone  struct{}
+	fxDiverted struct{ id, reason string } // an item goes to another queue
+	fxState    struct{ state string }      // of the stage: running, paused ...
+	fxDone     struct{}
 )
 
 // messageOf finds the message of an item in hand; the owner hands it to the source.

@@ -61,7 +61,7 @@ func (m *machine) record(it *held) item.Record {
 	if p.state == item.Done || p.state == item.Dropped {
 		n++
 	}
-	rec := item.Record{ID: it.id, Stage: m.cfg.Queue, State: p.state, Class: p.class, Attempt: attemptName(it, n), N: n, Fence: it.fence, Node: m.cfg.Node, Ended: m.wall(), Reason: p.reason}
+	rec := item.Record{ID: it.id, Stage: m.cfg.stage(), State: p.state, Class: p.class, Attempt: attemptName(it, n), N: n, Fence: it.fence, Node: m.cfg.Node, Ended: m.wall(), Reason: p.reason}
 	if p.state == item.Dead {
 		rec.Attempts = it.env.History
 	}

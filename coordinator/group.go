@@ -71,7 +71,7 @@ func (m *machine) groupHeaders(it *held, next []item.Message, n int) map[string]
 	case header(own, HeaderGroup) != "":
 		return own
 	case m.cfg.Split:
-		add = map[string]string{HeaderGroup: item.Short(it.id) + "/" + m.cfg.Queue, HeaderGroupSize: strconv.Itoa(len(next)), HeaderGroupPart: strconv.Itoa(n)}
+		add = map[string]string{HeaderGroup: item.Short(it.id) + "/" + m.cfg.stage(), HeaderGroupSize: strconv.Itoa(len(next)), HeaderGroupPart: strconv.Itoa(n)}
 	case len(next) == 1 && m.cfg.Gather == "" && header(it.env.Headers, HeaderGroup) != "":
 		for _, name := range []string{HeaderGroup, HeaderGroupSize, HeaderGroupPart} {
 			if v := header(it.env.Headers, name); v != "" {
@@ -221,7 +221,7 @@ func (c *Coordinator) gather(ctx context.Context, g groups, all *Gathered) error
 }
 
 func (c *Coordinator) groups() groups {
-	return groups{commit.StoreOf(c.parts.Point), c.cfg.Queue}
+	return groups{commit.StoreOf(c.parts.Point), c.cfg.stage()}
 }
 
 // join is the effect: a part has been committed.

@@ -296,7 +296,7 @@ func (a *handlers) cancel(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "unknown_item", "it is not in hand here, and without a commit point nothing can be said of other items")
 		return
 	}
-	rec, err := a.c.parts.Point.Commit(r.Context(), item.Record{ID: id, Stage: a.c.cfg.Queue, State: item.Cancelled, Attempt: "cancel." + source.NewID(), Node: a.c.cfg.Node,
+	rec, err := a.c.parts.Point.Commit(r.Context(), item.Record{ID: id, Stage: a.c.cfg.stage(), State: item.Cancelled, Attempt: "cancel." + source.NewID(), Node: a.c.cfg.Node,
 		Ended: time.Now(), Reason: "cancelled before it was taken"}, "")
 	if err != nil {
 		unavailable(w, err)

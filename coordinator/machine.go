@@ -249,6 +249,8 @@ func (m *machine) admit(now clock.Instant, msg *source.Message) {
 	switch {
 	case err != nil:
 		m.bury(now, it, item.Invalid, err.Error())
+	case m.large(it):
+		m.divert(now, it, "its payload is larger than divert takes here")
 	case m.cfg.Record && (m.cfg.Check || msg.Deliveries != 1 || len(env.History) > 0 || env.Replay > 0):
 		it.checking = true
 		m.emit(fxCheck{it.handle, it.id})

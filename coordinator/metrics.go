@@ -60,6 +60,7 @@ func (c *Coordinator) show(p *prom.Page) {
 	}
 	p.Counter("retinue_queue_received_total", "Messages taken from the broker.", float64(st.Totals.Received))
 	p.Counter("retinue_queue_released_total", "Messages given back.", float64(st.Totals.Released))
+	p.Counter("retinue_queue_diverted_total", "Items handed over to the coordinators of the queue that divert names.", float64(st.Totals.Diverted))
 	p.Counter("retinue_queue_leases_lost_total", "Leases lost while an item was in hand.", float64(st.Totals.Lost))
 	p.Counter("retinue_queue_late_total", "Outputs thrown away because another attempt had committed.", float64(st.Totals.Late))
 	for state, n := range st.Totals.Ended {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,8 @@ const (
 	broken modelKind = "broken" // fails always
 	poison modelKind = "poison" // crashes the worker, and its batch
 	wrong  modelKind = "wrong"  // a retry is useless
+	large  modelKind = "large"  // its payload is
+	frail  modelKind = "frail"  // crashes a worker that has others too
 )
 
 type modelMsg struct {
@@ -63,6 +66,7 @@ type modelMsg struct {
 
 type modelNode struct {
 	m         *model
+	cfg       Config
 	id        int
 	epoch     int // grows with every death
 	machine   *machine
@@ -105,12 +109,13 @@ func testConfig() Config {
 		Infra: Backoff{200 * time.Millisecond, 30 * time.Second}, Lane: LaneBlock, Classes: 1, Aging: time.Minute, Record: true, To: "next", ToClasses: 1, Dead: "q-dead", Drain: 5 * time.Second}
 }
 
-func newModel(t *testing.T, seed uint64, nodes int, cfg Config) *model {
-	cfg.Acks = int(seed % 3) // as brokers differ
+// newModel makes nodes of one configuration, and one of each of the others.
+func newModel(t *testing.T, seed uint64, nodes int, cfg Config, others ...Config) *model {
 	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 1)), cfg: cfg, now: clock.Instant(time.Hour), queues: map[string][]*modelMsg{}, records: map[string]item.Record{},
 		items: map[string]modelKind{}, runs: map[string]int{}, running: map[string]int{}}
-	for i := range nodes {
-		n := &modelNode{m: m, id: i}
+	for i, cfg := range append(slices.Repeat([]Config{cfg}, nodes), others...) {
+		cfg.Acks = int(seed % 3) // as brokers differ
+		n := &modelNode{m: m, id: i, cfg: cfg}
 		m.nodes = append(m.nodes, n)
 		n.boot()
 	}
@@ -150,7 +155,7 @@ func (n *modelNode) boot() {
 	m := n.m
 	n.epoch++
 	n.receiving, n.wake, n.calls = 0, 0, map[uint64]func(item.Class){}
-	n.machine = newMachine(m.cfg, m.wall, func(d time.Duration) time.Duration { return time.Duration(m.rng.Int64N(int64(d) + 1)) })
+	n.machine = newMachine(n.cfg, m.wall, func(d time.Duration) time.Duration { return time.Duration(m.rng.Int64N(int64(d) + 1)) })
 	n.step(evTick{})
 }
 
@@ -278,13 +283,24 @@ func (n *modelNode) do(fx any) {
 
 func (m *model) remove(msg *modelMsg) {
 	msg.gone, msg.holder = true, nil
-	q := m.queues[m.cfg.Queue]
-	for i, other := range q {
-		if other == msg {
-			m.queues[m.cfg.Queue] = append(q[:i:i], q[i+1:]...)
-			return
+	for name, q := range m.queues {
+		if i := slices.Index(q, msg); i >= 0 {
+			m.queues[name] = slices.Concat(q[:i], q[i+1:])
 		}
 	}
+}
+
+// left is how many messages coordinators still have to take.
+func (m *model) left() int {
+	names := map[string]bool{}
+	for _, n := range m.nodes {
+		names[n.cfg.Queue] = true
+	}
+	left := 0
+	for name := range names {
+		left += len(m.queues[name])
+	}
+	return left
 }
 
 // onMessages does something to leased messages.
@@ -327,7 +343,7 @@ func (n *modelNode) receive(epoch int, sent clock.Instant) func() {
 			return
 		}
 		var msgs []*source.Message
-		for _, msg := range m.queues[m.cfg.Queue] {
+		for _, msg := range m.queues[n.cfg.Queue] {
 			if len(msgs) == n.receiving {
 				break
 			}
@@ -410,6 +426,10 @@ func (n *modelNode) call(fx fxCall) {
 			verdicts[i] = worker.Verdict{Kind: worker.Retry, Reason: "exit 1"}
 		case kind == wrong:
 			verdicts[i] = worker.Verdict{Kind: worker.Dead, Reason: "exit 65"}
+		case kind == frail && n.cfg.Divert != "":
+			verdicts[i] = worker.Verdict{Kind: worker.Crashed}
+		case kind == large && n.cfg.Divert != "":
+			m.t.Errorf("%s is with a worker that should not have it", id)
 		case kind == long:
 			took = 5 * m.cfg.Lease
 		}
@@ -438,7 +458,7 @@ func (m *model) mischief() {
 	case 2:
 		n.downUntil = m.now.Add(m.between(0, time.Minute))
 	case 3: // the leases of one consumer end, as when its connection breaks
-		for _, msg := range m.queues[m.cfg.Queue] {
+		for _, msg := range m.queues[n.cfg.Queue] {
 			if msg.holder == n {
 				msg.holder = nil
 			}
@@ -454,10 +474,10 @@ func (m *model) run(limit time.Duration) {
 		a := heap.Pop(&m.plan).(appointment)
 		m.now = max(m.now, a.at)
 		if m.now > end {
-			m.t.Fatalf("not finished after %s: %d messages left, %d records of %d", limit, len(m.queues[m.cfg.Queue]), len(m.records), len(m.items))
+			m.t.Fatalf("not finished after %s: %d messages left, %d records of %d", limit, m.left(), len(m.records), len(m.items))
 		}
 		a.do()
-		if len(m.records) == len(m.items) && len(m.queues[m.cfg.Queue]) == 0 && m.settled() {
+		if len(m.records) == len(m.items) && m.left() == 0 && m.settled() {
 			return
 		}
 	}
@@ -524,72 +544,11 @@ func (m *model) fill(count int, kinds ...modelKind) {
 			kind = kinds[m.rng.IntN(len(kinds))]
 		}
 		m.items[id] = kind
-		outs = append(outs, source.Out{ID: id, Body: []byte(id)})
+		body := []byte(id)
+		if kind == large {
+			body = make([]byte, 100)
+		}
+		outs = append(outs, source.Out{ID: id, Body: body})
 	}
 	m.publish(m.cfg.Queue, outs)
-}
-
-// TestModel: whatever happens, nothing is lost, nothing counts twice, and no item that can be done is dead.
-func TestModel(t *testing.T) {
-	rounds, count := 40, 1000
-	if testing.Short() {
-		rounds = 10
-	}
-	total, kills := 0, 0
-	for seed := range rounds {
-		cfg := testConfig()
-		cfg.Check = seed%2 == 0
-		if seed%3 == 1 {
-			cfg.Batch = 20
-		}
-		m := newModel(t, uint64(seed), 3, cfg)
-		if seed%4 < 2 {
-			m.seen = map[string]bool{} // the broker drops repeated publishes
-		}
-		m.fill(count, long, flaky, broken, poison, wrong)
-		m.faults = true
-		m.after(0, m.mischief)
-		m.after(5*time.Minute, func() { m.faults = false })
-		m.run(24 * time.Hour)
-		m.check()
-		total, kills = total+count, kills+m.crashes
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
-	}
-	t.Logf("%d items, %d deaths of coordinators", total, kills)
-}
-
-// TestLongItemRunsOnce: the lease is kept as long as the worker lives.
-func TestLongItemRunsOnce(t *testing.T) {
-	m := newModel(t, 1, 2, testConfig())
-	for i := range 20 {
-		id := fmt.Sprintf("i%d", i)
-		m.items[id] = long
-		m.publish("q", []source.Out{{ID: id}})
-	}
-	m.run(time.Hour)
-	m.check()
-	for id, n := range m.runs {
-		if n != 1 {
-			t.Errorf("%s ran %d times", id, n)
-		}
-	}
-}
-
-// TestNotReadyBurnsNoAttempt: ten minutes without a worker cost nothing but time.
-func TestNotReadyBurnsNoAttempt(t *testing.T) {
-	cfg := testConfig()
-	cfg.Attempts = 1 // a single burned attempt would be the end
-	m := newModel(t, 1, 2, cfg)
-	m.fill(200)
-	for _, n := range m.nodes {
-		n.downUntil = m.now.Add(10 * time.Minute)
-	}
-	start := m.now
-	m.run(time.Hour)
-	m.check()
-	if took := m.now.Sub(start); took < 10*time.Minute || took > 13*time.Minute {
-		t.Errorf("finished after %s", took)
-	}
 }

@@ -60,6 +60,12 @@ var mutants = []struct {
 		"	case d.ref.SHA256 != \"\" && sum != d.ref.SHA256:\n", "	case false:\n", "blob:TestBlame"},
 	{"an upload in the place of another attempt's", "commit/artifacts.go",
 		"	return below(a.items(stage, id), attempt)\n", "	return below(a.items(stage, id), \"x\")\n", "TestUploadsOfLosers"},
+	{"an item that ends in each of two queues", "finish.go",
+		"Stage: m.cfg.stage()", "Stage: m.cfg.Queue", "TestTwoQueuesOneStage"},
+	{"an item that is looked for in its queue, and not in its stage", "effects.go",
+		"Read(ctx, c.cfg.stage(), fx.id)", "Read(ctx, c.cfg.Queue, fx.id)", "TestTwoQueuesOneStage"},
+	{"attempts that are forgotten on the way to another queue", "divert.go",
+		"	id := fmt.Sprintf(\"%s~%dd\", item.Short(it.id), counted(it.env.History))\n	env := it.env\n", "	id := fmt.Sprintf(\"%s~%dd\", item.Short(it.id), counted(it.env.History))\n	env := it.env\n	env.History = nil\n", "TestDivert"},
 	{"priority without aging", "schedule.go",
 		"return now.Sub(it.aged) + ", "return ", "TestPriorityAndAging"},
 }

@@ -63,7 +63,7 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	if err != nil {
 		return 0, err
 	}
-	for _, queue := range []string{c.cfg.To, c.cfg.Gather} { // they may have the outputs before them
+	for _, queue := range []string{c.cfg.Divert, c.cfg.To, c.cfg.Gather} { // they may have the items, or the outputs before them
 		if queue == "" {
 			continue
 		}
@@ -71,13 +71,13 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 			return 0, err
 		}
 	}
-	first, err := f.Turn(ctx, c.cfg.Queue, strconv.FormatInt(now.UnixNano()/int64(every), 10))
+	first, err := f.Turn(ctx, c.cfg.stage(), strconv.FormatInt(now.UnixNano()/int64(every), 10))
 	if err != nil || !first {
 		return 0, err
 	}
 	// One that was cancelled before it was taken may still wait for its time.
 	delayed := (!c.source.Caps().Counts.Delayed || d.Delayed != 0) && (d.Ready != 0 || d.InFlight != 0)
-	n, err := f.Forget(ctx, c.cfg.Queue, now.Add(-c.cfg.Keep), func(rec item.Record) (bool, error) {
+	n, err := f.Forget(ctx, c.cfg.stage(), now.Add(-c.cfg.Keep), func(rec item.Record) (bool, error) {
 		if rec.Group != "" && c.cfg.Gather != "" { // whoever gets the group's item may want the files
 			sent, err := c.groups().kv.Get(ctx, c.groups().prefix(rec.Group)+"sent")
 			if err != nil || sent == nil {

@@ -23,6 +23,7 @@ type Settings struct {
 	Listen     []string            `hcl:"listen,optional"`
 	Drain      string              `hcl:"drain_timeout,optional"`
 	Load       string              `hcl:"load,optional"`
+	Stage      string              `hcl:"stage,optional"`
 	Source     *SourceSettings     `hcl:"source,block"`
 	Worker     *WorkerSettings     `hcl:"worker,block"`
 	Input      *InputSettings      `hcl:"input,block"`
@@ -33,6 +34,7 @@ type Settings struct {
 	Priority   *PrioritySettings   `hcl:"priority,block"`
 	Output     *OutputSettings     `hcl:"output,block"`
 	DeadLetter *DeadLetterSettings `hcl:"dead_letter,block"`
+	Divert     *DivertSettings     `hcl:"divert,block"`
 	Schedules  []ScheduleSettings  `hcl:"schedule,block"`
 }
 
@@ -129,6 +131,12 @@ type DeadLetterSettings struct {
 	Queue string `hcl:"queue,optional"`
 }
 
+// DivertSettings say which items are for workers of another kind.
+type DivertSettings struct {
+	To   string `hcl:"to,optional"`
+	Over string `hcl:"over,optional"`
+}
+
 // The modes of workers and the kinds of commit.
 const (
 	ModeExec  = "exec"
@@ -159,6 +167,7 @@ func DefaultSettings() Settings {
 		Priority:   &PrioritySettings{Classes: 1, Aging: "1m"},
 		Output:     &OutputSettings{ToClasses: 1, Commit: CommitRename, Sync: true},
 		DeadLetter: &DeadLetterSettings{},
+		Divert:     &DivertSettings{},
 	}
 }
 
@@ -215,9 +224,9 @@ func (s Settings) Config() (Config, error) {
 		NotReady: p.backoff("not_ready", s.Retry.NotReady), Infra: p.backoff("infra", s.Retry.Infra), Lane: Lane(s.Order.OnFail),
 		Rate: p.rate("rate", s.Rate.Queue), KeyRate: p.rate("per_key", s.Rate.PerKey), Burst: max(1, s.Rate.Burst), KeyBurst: max(1, s.Rate.Burst),
 		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Partitions: s.Order.Partitions, ToPartitions: s.Output.ToPartitions, Dead: s.DeadLetter.Queue,
-		Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
+		Stage: s.Stage, Divert: s.Divert.To, DivertOver: p.size("over", s.Divert.Over), Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
 	if c.Dead == "" {
-		c.Dead = c.Queue + "-dead"
+		c.Dead = c.stage() + "-dead"
 	}
 	switch key, isHeader := strings.CutPrefix(s.Order.Key, "header:"); {
 	case isHeader:
@@ -240,6 +249,12 @@ func (s Settings) Config() (Config, error) {
 		}
 		names[block.Name] = true
 		c.Schedules = append(c.Schedules, schedule)
+	}
+	if c.stage() != c.Queue { // the file of the stage's own coordinators will do: these are theirs alone
+		c.Schedules, c.Keep = nil, 0
+		if c.Divert == c.Queue {
+			c.Divert, c.DivertOver = "", 0
+		}
 	}
 	if p.err != nil {
 		return c, p.err

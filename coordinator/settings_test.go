@@ -74,7 +74,14 @@ func TestSettings(t *testing.T) {
 		"dispatch without a folder": func(s *Settings) {
 			s.Worker.Mode, s.Worker.Job, s.Worker.Work, s.Output.To = ModeDispatch, "j", "", "next"
 		},
-		"use consul:NAME": func(s *Settings) { s.Load = "consul" },
+		"nowhere to":           func(s *Settings) { s.Divert.Over = "1MiB" },
+		"over \"much\"":        func(s *Settings) { s.Divert.To, s.Divert.Over = "big", "much" },
+		"divert to \"q\"":      func(s *Settings) { s.Divert.To = "q" },
+		"divert to \"q-dead\"": func(s *Settings) { s.Divert.To = "q-dead" },
+		"divert with on_fail":  func(s *Settings) { s.Divert.To, s.Order.Key = "big", "message" },
+		"stage \"a b\"":        func(s *Settings) { s.Stage = "a b" },
+		"next stage of q is":   func(s *Settings) { s.Stage, s.Output.To = "p", "p" },
+		"use consul:NAME":      func(s *Settings) { s.Load = "consul" },
 	} {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {
@@ -140,6 +147,31 @@ func TestSchedules(t *testing.T) {
 	s.Schedules = []ScheduleSettings{{Name: "a", Cron: "@daily"}}
 	if _, err := s.Config(); err == nil || !strings.Contains(err.Error(), "commit publish") {
 		t.Errorf("%v", err)
+	}
+}
+
+// One file will do for the coordinators of both queues of a stage.
+func TestDivertedSettings(t *testing.T) {
+	text := `work_queue "q" {
+  output { keep = "7d" }
+  divert {
+    to   = "big"
+    over = "100MiB"
+  }
+  schedule "a" { cron = "@daily" }
+}`
+	for queue, want := range map[string]Config{"q": {Queue: "q", Divert: "big", DivertOver: 100 << 20, Keep: 7 * 24 * time.Hour}, "big": {Queue: "big", Stage: "q"}} {
+		s := complete(func(*Settings) {})
+		if err := s.Decode("q.hcl", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if queue != "q" {
+			s.Queue, s.Stage = queue, "q"
+		}
+		c, err := s.Config()
+		if err != nil || c.Queue != want.Queue || c.Stage != want.Stage || c.stage() != "q" || c.Divert != want.Divert || c.DivertOver != want.DivertOver || c.Keep != want.Keep || c.Dead != "q-dead" || len(c.Schedules) != len(want.Divert)/3 {
+			t.Errorf("%s: %+v, %v", queue, c, err)
+		}
 	}
 }
 

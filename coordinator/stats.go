@@ -17,6 +17,7 @@ type Totals struct {
 	Ended    map[item.State]uint64 `json:"ended"`
 	Failed   map[item.Class]uint64 `json:"failed"`   // attempts, and steps of the infrastructure
 	Released uint64                `json:"released"` // given back
+	Diverted uint64                `json:"diverted"` // to another queue
 	Lost     uint64                `json:"lost"`     // leases
 	Late     uint64                `json:"late"`     // outputs thrown away because another attempt had committed
 }

@@ -127,7 +127,10 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	flag("split", "the messages of one item to --to are a group, which --gather of a later stage makes one item again", func(s *coordinator.Settings) *bool { return &s.Output.Split })
 	text("gather", "queue that gets one item when all parts of a group are committed", func(s *coordinator.Settings) *string { return &s.Output.Gather })
 	text("keep", "how long records and outputs are kept, like 7d; default for ever", func(s *coordinator.Settings) *string { return &s.Output.Keep })
-	text("dead", "queue of dead letters; default QUEUE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
+	text("dead", "queue of dead letters; default STAGE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
+	text("divert", "queue of another coordinator with --stage QUEUE, which gets the items that are too large, take too long or crash too often here", func(s *coordinator.Settings) *string { return &s.Divert.To })
+	text("divert-over", "divert items whose payload is larger, like 100MiB; default none for its size", func(s *coordinator.Settings) *string { return &s.Divert.Over })
+	text("stage", "whose items these are, where another coordinator diverts them to this queue: its --queue; default --queue", func(s *coordinator.Settings) *string { return &s.Stage })
 	text("drain-timeout", "how long a stop waits for what runs; below Nomad's kill_timeout", func(s *coordinator.Settings) *string { return &s.Drain })
 	text("cache", "folder of inputs that come from elsewhere; default cache in --work", func(s *coordinator.Settings) *string { return &s.Input.Cache })
 	text("cache-size", "what it may hold, like 20GiB", func(s *coordinator.Settings) *string { return &s.Input.CacheSize })
@@ -183,6 +186,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if err := f.name(&cfg, os.Getenv); err != nil {
 		return err
 	}
+	growHeap(os.Getenv)
 	if f.install != "" {
 		if err := installSelf(f.install); err != nil {
 			return hint.Wrap(fmt.Errorf("install a copy of this program: %w", err), "--install names a file in a folder that the worker shares")

@@ -10,6 +10,7 @@ locals {
       scalers               = jsonencode(var.scalers)
       scaler_resources      = jsonencode(var.scaler_resources)
       slots                 = jsonencode(var.slots)
+      divert_slots          = jsonencode(var.divert_slots)
       attempts              = jsonencode(var.attempts)
       drain_seconds         = jsonencode(var.drain_seconds)
       partitions            = jsonencode(var.partitions)
@@ -47,6 +48,8 @@ locals {
     dispatch_job       = var.dispatch_job
     work               = var.work
     max_runtime        = var.max_runtime
+    divert_over        = var.divert_over
+    divert_max_runtime = var.divert_max_runtime
     to                 = var.to
     gather             = var.gather
     artifacts          = var.artifacts

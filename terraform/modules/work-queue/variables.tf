@@ -182,14 +182,14 @@ variable "mode" {
 }
 
 variable "dispatch_job" {
-  description = "The parameterized job of which mode dispatch makes a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
+  description = "The parameterized job of which mode dispatch, and divert_slots, make a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
   type        = string
   default     = "work-queue-dispatch"
   nullable    = false
 }
 
 variable "work" {
-  description = "Folder of the children's inputs and outputs in mode dispatch, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
+  description = "Folder of the children's inputs and outputs in mode dispatch and with divert_slots, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
   type        = string
   default     = ""
   nullable    = false
@@ -203,6 +203,42 @@ variable "slots" {
   validation {
     condition     = var.slots >= 1 && floor(var.slots) == var.slots
     error_message = "The slots must be a whole number, 1 or more."
+  }
+  nullable = false
+}
+
+variable "divert_slots" {
+  description = "Items at once that have containers of their own, as children of dispatch_job, while the others have the workers: those that took longer than max_runtime or crashed their worker twice, and those larger than divert_over. They need a folder that all nodes share: volume, or work and done. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.divert_slots >= 0 && var.divert_slots <= 1000 && floor(var.divert_slots) == var.divert_slots
+    error_message = "The divert_slots must be a whole number from 0 to 1000."
+  }
+  nullable = false
+}
+
+variable "divert_over" {
+  description = "Size above which an item is for a container of its own, such as 100MiB. Empty: none for its size."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = replace(var.divert_over, "/^[0-9.]+([KMGT]i?B|B)?$/", "") == ""
+    error_message = "The divert_over must be a size like 512KiB or 100MiB, or empty."
+  }
+  nullable = false
+}
+
+variable "divert_max_runtime" {
+  description = "How long one attempt may take in a container of its own."
+  type        = string
+  default     = "24h"
+
+  validation {
+    condition     = replace(var.divert_max_runtime, "/^([0-9.]+(ms|s|m|h))+$/", "") == ""
+    error_message = "The divert_max_runtime must be a time like 30m or 24h."
   }
   nullable = false
 }

@@ -172,13 +172,13 @@ variable "mode" {
 }
 
 variable "dispatch_job" {
-  description = "The parameterized job of which mode dispatch makes a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
+  description = "The parameterized job of which mode dispatch, and divert_slots, make a child for each item: jobspecs/work-queue-dispatch, in the same namespace."
   type        = string
   default     = "work-queue-dispatch"
 }
 
 variable "work" {
-  description = "Folder of the children's inputs and outputs in mode dispatch, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
+  description = "Folder of the children's inputs and outputs in mode dispatch and with divert_slots, at the same path on all nodes. Empty: /shared/work where there is a volume, else none: then items of 12 KiB travel with the jobs, and only the exit code comes back."
   type        = string
   default     = ""
 }
@@ -191,6 +191,39 @@ variable "slots" {
   validation {
     condition     = var.slots >= 1 && floor(var.slots) == var.slots
     error_message = "The slots must be a whole number, 1 or more."
+  }
+}
+
+variable "divert_slots" {
+  description = "Items at once that have containers of their own, as children of dispatch_job, while the others have the workers: those that took longer than max_runtime or crashed their worker twice, and those larger than divert_over. They need a folder that all nodes share: volume, or work and done. 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.divert_slots >= 0 && var.divert_slots <= 1000 && floor(var.divert_slots) == var.divert_slots
+    error_message = "The divert_slots must be a whole number from 0 to 1000."
+  }
+}
+
+variable "divert_over" {
+  description = "Size above which an item is for a container of its own, such as 100MiB. Empty: none for its size."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.divert_over, "^[0-9.]+([KMGT]i?B|B)?$", "") == ""
+    error_message = "The divert_over must be a size like 512KiB or 100MiB, or empty."
+  }
+}
+
+variable "divert_max_runtime" {
+  description = "How long one attempt may take in a container of its own."
+  type        = string
+  default     = "24h"
+
+  validation {
+    condition     = regex_replace(var.divert_max_runtime, "^([0-9.]+(ms|s|m|h))+$", "") == ""
+    error_message = "The divert_max_runtime must be a time like 30m or 24h."
   }
 }
 
@@ -499,6 +532,28 @@ locals {
   work        = var.work != "" ? var.work : var.volume != "" ? "/shared/work" : ""
   outstanding = min(1000, 2 * var.slots * max(1, var.count, var.max_count))
 
+  # Items that workers cannot do have a queue of their own, whose coordinator dispatches them. They are the same items: of the stage job_name.
+  diverts = var.divert_slots > 0
+  alone   = { worker = local.dispatch, apart = true } # in which group there is no worker
+  apart = {
+    RETINUE_COORDINATOR_QUEUE         = "${var.job_name}-apart"
+    RETINUE_COORDINATOR_STAGE         = var.job_name
+    RETINUE_COORDINATOR_DIVERT        = ""
+    RETINUE_COORDINATOR_DIVERT_OVER   = ""
+    RETINUE_COORDINATOR_MODE          = "dispatch"
+    RETINUE_COORDINATOR_URL           = ""
+    RETINUE_COORDINATOR_INSTALL       = var.volume != "" ? "/shared/bin/retinue" : ""
+    RETINUE_COORDINATOR_SLOTS         = "${var.divert_slots}"
+    RETINUE_COORDINATOR_BATCH         = "1"
+    RETINUE_COORDINATOR_MAX_RUNTIME   = var.divert_max_runtime
+    RETINUE_COORDINATOR_HEARTBEAT     = "0s"
+    RETINUE_COORDINATOR_OUTSTANDING   = "${min(1000, 2 * var.divert_slots)}"
+    RETINUE_COORDINATOR_PARTITIONS    = "0"
+    RETINUE_COORDINATOR_LOAD          = "" # the scaler's is of the workers, and so are the rates
+    RETINUE_COORDINATOR_RATE          = ""
+    RETINUE_COORDINATOR_RATE_PER_KEY  = ""
+  }
+
   # The job's own broker is found through Consul at each connection, so that it may move.
   own_broker = var.queue_url == ""
   cluster    = var.brokers == 3
@@ -514,6 +569,10 @@ locals {
     (var.partitions > 0 || var.to_partitions > 0) && local.ordered ? parseint("SQS and Kafka have no partitions: a FIFO queue of SQS, and Kafka with groups=classic, order a key themselves", 10) :
     var.to_partitions > 0 && var.to == "" ? parseint("to_partitions are those of a next stage: name it with to", 10) :
     local.elsewhere ? parseint("partitions are said by the variables partitions and to_partitions, which the scaler sees too, and nowhere else", 10) :
+    local.diverts && local.dispatch ? parseint("divert_slots are for items of workers, and in mode dispatch there are none", 10) :
+    local.diverts && (local.work == "" || local.done == "") ? parseint("divert_slots need a folder that all nodes share, for what comes out: volume, or work and done", 10) :
+    local.diverts && var.order != "" && !contains(keys(var.coordinator_env), "RETINUE_COORDINATOR_ON_FAIL") ? parseint("divert_slots with order: an item that is diverted is overtaken by those of its key; say coordinator_env = { RETINUE_COORDINATOR_ON_FAIL = skip } if it may be", 10) :
+    var.divert_over != "" && !local.diverts ? parseint("divert_over needs divert_slots, for how many containers there may be at once", 10) :
     local.scales ? max(var.min_count, min(var.count, var.max_count)) : var.count
   )
 
@@ -568,228 +627,75 @@ job "work-queue" {
     healthy_deadline = "5m"
   }
 
-  group "worker" {
-    count = local.count
+  # The workers, and the coordinator that gives some of their items containers of their own.
+  dynamic "group" {
+    for_each = local.diverts ? ["worker", "apart"] : ["worker"]
+    labels   = [group.value]
 
-    spread {
-      attribute = "${node.unique.id}"
-    }
+    content {
+      count = group.value == "worker" ? local.count : 1
 
-    network {
-      mode = var.network_mode
-    }
-
-    restart {
-      attempts = 10
-      interval = "1m"
-      delay    = "1s"
-      mode     = "delay"
-    }
-
-    dynamic "volume" {
-      for_each = var.volume == "" ? [] : [var.volume]
-      labels   = ["shared"]
-
-      content {
-        type            = var.volume_type
-        source          = volume.value
-        access_mode     = var.volume_type == "csi" ? "multi-node-multi-writer" : ""
-        attachment_mode = var.volume_type == "csi" ? "file-system" : ""
+      spread {
+        attribute = "${node.unique.id}"
       }
-    }
 
-    # Up before the worker. It is stopped first: what runs has time to end, and the worker is there meanwhile.
-    task "coordinator" {
-      driver       = var.driver
-      leader       = true
-      kill_timeout = "${var.drain_seconds + 10}s"
+      network {
+        mode = var.network_mode
+      }
 
-      # A group is over when it has no main task: alone, the coordinator is that.
-      dynamic "lifecycle" {
-        for_each = local.dispatch ? [] : [1]
+      restart {
+        attempts = 10
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      dynamic "volume" {
+        for_each = var.volume == "" ? [] : [var.volume]
+        labels   = ["shared"]
 
         content {
-          hook    = "prestart"
-          sidecar = true
+          type            = var.volume_type
+          source          = volume.value
+          access_mode     = var.volume_type == "csi" ? "multi-node-multi-writer" : ""
+          attachment_mode = var.volume_type == "csi" ? "file-system" : ""
         }
       }
 
-      consul {}
-
-      # Nomad's socket in the task's secrets, and the token for it.
-      dynamic "identity" {
-        for_each = local.dispatch ? [1] : []
-
-        content {
-          file = true
-        }
-      }
-
-      dynamic "config" {
-        for_each = local.docker ? [1] : []
-
-        content {
-          image        = var.retinue_image
-          command      = var.retinue_command
-          args         = ["coordinator"]
-          network_mode = local.bridge ? "" : "host"
-        }
-      }
-
-      dynamic "config" {
-        for_each = local.docker ? [] : [1]
-
-        content {
-          command = var.retinue_command
-          args    = ["coordinator"]
-        }
-      }
-
-      env = merge({
-        CONSUL_HTTP_ADDR                                   = var.consul_http_addr
-        RETINUE_COORDINATOR_QUEUE                          = var.job_name
-        RETINUE_COORDINATOR_NODE                           = "${node.unique.name}"
-        RETINUE_COORDINATOR_MODE                           = local.shell ? "watch" : var.mode
-        RETINUE_COORDINATOR_URL                            = var.mode == "http" ? local.worker_url : ""
-        RETINUE_COORDINATOR_INSTALL                        = local.install
-        RETINUE_COORDINATOR_SLOTS                          = "${var.slots}"
-        RETINUE_COORDINATOR_ATTEMPTS                       = "${var.attempts}"
-        RETINUE_COORDINATOR_MAX_RUNTIME                    = var.max_runtime
-        RETINUE_COORDINATOR_DRAIN_TIMEOUT                  = local.dispatch ? "0s" : "${var.drain_seconds}s" # children go on
-        RETINUE_COORDINATOR_TO                             = var.to
-        RETINUE_COORDINATOR_TO_PARTITIONS                  = "${var.to_partitions}"
-        RETINUE_COORDINATOR_SPLIT                          = var.split ? "true" : ""
-        RETINUE_COORDINATOR_GATHER                         = var.gather
-        RETINUE_COORDINATOR_KEEP                           = var.keep
-        RETINUE_COORDINATOR_ALLOW                          = join(",", var.allow)
-        RETINUE_COORDINATOR_ARTIFACTS                      = var.artifacts
-        RETINUE_COORDINATOR_CONFIG                         = var.coordinator_config == "" ? "" : "${NOMAD_SECRETS_DIR}/queue.hcl"
-        RETINUE_COORDINATOR_COMMIT                         = local.commit
-        RETINUE_COORDINATOR_DONE                           = local.done
-        RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
-        RETINUE_COORDINATOR_LOAD                           = local.scales || var.rate != "" || var.rate_per_key != "" || var.partitions > 0 ? "consul:${var.job_name}" : ""
-        RETINUE_COORDINATOR_ORDER                          = var.order
-        RETINUE_COORDINATOR_PARTITIONS                     = "${var.partitions}"
-        RETINUE_COORDINATOR_RATE                           = var.rate
-        RETINUE_COORDINATOR_RATE_PER_KEY                   = var.rate_per_key
-        }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, local.dispatch ? {
-        RETINUE_COORDINATOR_JOB                            = var.dispatch_job
-        RETINUE_COORDINATOR_WORK                           = local.work
-        RETINUE_COORDINATOR_OUTSTANDING                    = "${local.outstanding}"
-      } : {}, var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {}, var.coordinator_env)
-
-      dynamic "template" {
-        for_each = local.own_broker ? [1] : []
-
-        content {
-          destination = "secrets/broker-password"
-          perms       = "600"
-          change_mode = "noop" # it is read again at each connection
-          data        = local.password
-        }
-      }
-
-      dynamic "template" {
-        for_each = local.own_broker ? [] : [1]
-
-        content {
-          destination = "secrets/broker.env"
-          perms       = "600"
-          env         = true
-          data        = "RETINUE_COORDINATOR_BROKER=${var.queue_url}"
-        }
-      }
-
-      dynamic "template" {
-        for_each = var.aws_credentials ? [1] : []
-
-        content {
-          destination = "secrets/aws-credentials"
-          perms       = "600"
-          change_mode = local.sqs ? "restart" : "noop" # S3's is read at each request
-          data        = local.credentials
-        }
-      }
-
-      dynamic "template" {
-        for_each = var.coordinator_config == "" ? [] : [1]
-
-        content {
-          destination = "secrets/queue.hcl"
-          perms       = "600"
-          data        = "work_queue \"${var.job_name}\" {\n${var.coordinator_config}\n}\n"
-        }
-      }
-
-      dynamic "volume_mount" {
-        for_each = var.volume == "" ? [] : ["shared"]
-
-        content {
-          volume      = volume_mount.value
-          destination = "/shared"
-        }
-      }
-
-      action "stats" {
-        command = var.retinue_command
-        args    = ["queue", "stats"]
-      }
-
-      action "items" {
-        command = var.retinue_command
-        args    = ["queue", "ls"]
-      }
-
-      action "dead" {
-        command = var.retinue_command
-        args    = ["queue", "dead", "ls"]
-      }
-
-      action "retry-dead" {
-        command = var.retinue_command
-        args    = ["queue", "dead", "retry", "--all"]
-      }
-
-      resources {
-        cpu    = var.coordinator_resources.cpu
-        memory = var.coordinator_resources.memory
-      }
-    }
-
-    dynamic "task" {
-      for_each = local.dispatch ? [] : ["worker"]
-      labels   = [task.value]
-
-      content {
+      # Up before the worker. It is stopped first: what runs has time to end, and the worker is there meanwhile.
+      task "coordinator" {
         driver       = var.driver
-        kill_timeout = "10s"
+        leader       = true
+        kill_timeout = "${var.drain_seconds + 10}s"
 
-        dynamic "artifact" {
-          for_each = var.worker_artifacts
+        # A group is over when it has no main task: alone, the coordinator is that.
+        dynamic "lifecycle" {
+          for_each = local.alone[group.value] ? [] : [1]
 
           content {
-            source = artifact.value
+            hook    = "prestart"
+            sidecar = true
+          }
+        }
+
+        consul {}
+
+        # Nomad's socket in the task's secrets, and the token for it.
+        dynamic "identity" {
+          for_each = local.alone[group.value] ? [1] : []
+
+          content {
+            file = true
           }
         }
 
         dynamic "config" {
-          for_each = local.docker && local.shell ? [1] : []
+          for_each = local.docker ? [1] : []
 
           content {
-            image        = local.worker_image
-            entrypoint   = [local.command[0]]
-            args         = slice(local.command, 1, length(local.command))
-            network_mode = local.bridge ? "" : "host"
-          }
-        }
-
-        dynamic "config" {
-          for_each = local.docker && !local.shell ? [1] : []
-
-          content {
-            image        = local.worker_image
-            command      = local.command[0]
-            args         = slice(local.command, 1, length(local.command))
+            image        = var.retinue_image
+            command      = var.retinue_command
+            args         = ["coordinator"]
             network_mode = local.bridge ? "" : "host"
           }
         }
@@ -798,15 +704,88 @@ job "work-queue" {
           for_each = local.docker ? [] : [1]
 
           content {
-            command = local.command[0]
-            args    = slice(local.command, 1, length(local.command))
+            command = var.retinue_command
+            args    = ["coordinator"]
           }
         }
 
-        env = merge(var.worker_env, {
-          RETINUE_WORKER_SLOTS  = "${var.slots}"
-          RETINUE_WORKER_LISTEN = var.mode == "http" ? local.listen : ""
-        })
+        env = merge({
+          CONSUL_HTTP_ADDR                                   = var.consul_http_addr
+          RETINUE_COORDINATOR_QUEUE                          = var.job_name
+          RETINUE_COORDINATOR_NODE                           = "${node.unique.name}"
+          RETINUE_COORDINATOR_MODE                           = local.shell ? "watch" : var.mode
+          RETINUE_COORDINATOR_URL                            = var.mode == "http" ? local.worker_url : ""
+          RETINUE_COORDINATOR_INSTALL                        = local.install
+          RETINUE_COORDINATOR_SLOTS                          = "${var.slots}"
+          RETINUE_COORDINATOR_ATTEMPTS                       = "${var.attempts}"
+          RETINUE_COORDINATOR_MAX_RUNTIME                    = var.max_runtime
+          RETINUE_COORDINATOR_DIVERT                         = local.diverts ? "${var.job_name}-apart" : ""
+          RETINUE_COORDINATOR_DIVERT_OVER                    = var.divert_over
+          RETINUE_COORDINATOR_DRAIN_TIMEOUT                  = local.alone[group.value] ? "0s" : "${var.drain_seconds}s" # children go on
+          RETINUE_COORDINATOR_TO                             = var.to
+          RETINUE_COORDINATOR_TO_PARTITIONS                  = "${var.to_partitions}"
+          RETINUE_COORDINATOR_SPLIT                          = var.split ? "true" : ""
+          RETINUE_COORDINATOR_GATHER                         = var.gather
+          RETINUE_COORDINATOR_KEEP                           = var.keep
+          RETINUE_COORDINATOR_ALLOW                          = join(",", var.allow)
+          RETINUE_COORDINATOR_ARTIFACTS                      = var.artifacts
+          RETINUE_COORDINATOR_CONFIG                         = var.coordinator_config == "" ? "" : "${NOMAD_SECRETS_DIR}/queue.hcl"
+          RETINUE_COORDINATOR_COMMIT                         = local.commit
+          RETINUE_COORDINATOR_DONE                           = local.done
+          RETINUE_COORDINATOR_JOURNAL                        = local.commit == "journal" ? "consul:${var.job_name}" : ""
+          RETINUE_COORDINATOR_LOAD                           = local.scales || var.rate != "" || var.rate_per_key != "" || var.partitions > 0 ? "consul:${var.job_name}" : ""
+          RETINUE_COORDINATOR_ORDER                          = var.order
+          RETINUE_COORDINATOR_PARTITIONS                     = "${var.partitions}"
+          RETINUE_COORDINATOR_RATE                           = var.rate
+          RETINUE_COORDINATOR_RATE_PER_KEY                   = var.rate_per_key
+          }, local.own_broker ? { RETINUE_COORDINATOR_BROKER = local.own_url } : {}, local.alone[group.value] ? {
+          RETINUE_COORDINATOR_JOB                            = var.dispatch_job
+          RETINUE_COORDINATOR_WORK                           = local.work
+          RETINUE_COORDINATOR_OUTSTANDING                    = "${local.outstanding}"
+        } : {}, var.aws_credentials ? { AWS_SHARED_CREDENTIALS_FILE = "${NOMAD_SECRETS_DIR}/aws-credentials" } : {}, var.coordinator_env, group.value == "apart" ? local.apart : {})
+
+        dynamic "template" {
+          for_each = local.own_broker ? [1] : []
+
+          content {
+            destination = "secrets/broker-password"
+            perms       = "600"
+            change_mode = "noop" # it is read again at each connection
+            data        = local.password
+          }
+        }
+
+        dynamic "template" {
+          for_each = local.own_broker ? [] : [1]
+
+          content {
+            destination = "secrets/broker.env"
+            perms       = "600"
+            env         = true
+            data        = "RETINUE_COORDINATOR_BROKER=${var.queue_url}"
+          }
+        }
+
+        dynamic "template" {
+          for_each = var.aws_credentials ? [1] : []
+
+          content {
+            destination = "secrets/aws-credentials"
+            perms       = "600"
+            change_mode = local.sqs ? "restart" : "noop" # S3's is read at each request
+            data        = local.credentials
+          }
+        }
+
+        dynamic "template" {
+          for_each = var.coordinator_config == "" ? [] : [1]
+
+          content {
+            destination = "secrets/queue.hcl"
+            perms       = "600"
+            data        = "work_queue \"${var.job_name}\" {\n${var.coordinator_config}\n}\n"
+          }
+        }
 
         dynamic "volume_mount" {
           for_each = var.volume == "" ? [] : ["shared"]
@@ -817,9 +796,97 @@ job "work-queue" {
           }
         }
 
+        action "stats" {
+          command = var.retinue_command
+          args    = ["queue", "stats"]
+        }
+
+        action "items" {
+          command = var.retinue_command
+          args    = ["queue", "ls"]
+        }
+
+        action "dead" {
+          command = var.retinue_command
+          args    = ["queue", "dead", "ls"]
+        }
+
+        action "retry-dead" {
+          command = var.retinue_command
+          args    = ["queue", "dead", "retry", "--all"]
+        }
+
         resources {
-          cpu    = var.worker_resources.cpu
-          memory = var.worker_resources.memory
+          cpu    = var.coordinator_resources.cpu
+          memory = var.coordinator_resources.memory
+        }
+      }
+
+      dynamic "task" {
+        for_each = local.alone[group.value] ? [] : ["worker"]
+        labels   = [task.value]
+
+        content {
+          driver       = var.driver
+          kill_timeout = "10s"
+
+          dynamic "artifact" {
+            for_each = var.worker_artifacts
+
+            content {
+              source = artifact.value
+            }
+          }
+
+          dynamic "config" {
+            for_each = local.docker && local.shell ? [1] : []
+
+            content {
+              image        = local.worker_image
+              entrypoint   = [local.command[0]]
+              args         = slice(local.command, 1, length(local.command))
+              network_mode = local.bridge ? "" : "host"
+            }
+          }
+
+          dynamic "config" {
+            for_each = local.docker && !local.shell ? [1] : []
+
+            content {
+              image        = local.worker_image
+              command      = local.command[0]
+              args         = slice(local.command, 1, length(local.command))
+              network_mode = local.bridge ? "" : "host"
+            }
+          }
+
+          dynamic "config" {
+            for_each = local.docker ? [] : [1]
+
+            content {
+              command = local.command[0]
+              args    = slice(local.command, 1, length(local.command))
+            }
+          }
+
+          env = merge(var.worker_env, {
+            RETINUE_WORKER_SLOTS  = "${var.slots}"
+            RETINUE_WORKER_LISTEN = var.mode == "http" ? local.listen : ""
+          })
+
+          dynamic "volume_mount" {
+            for_each = var.volume == "" ? [] : ["shared"]
+
+            content {
+              volume      = volume_mount.value
+              destination = "/shared"
+            }
+          }
+
+          resources {
+            cpu    = var.worker_resources.cpu
+            memory = var.worker_resources.memory
+          }
         }
       }
     }
