@@ -40,7 +40,9 @@ func replayID(id string, replay int) string {
 
 // attemptName is unique over all coordinators: the fence is the time of the claim.
 func attemptName(it *held, n int) string {
-	return fmt.Sprintf("%s.%d.%x", item.FileName(it.id), n, it.fence)
+	name := append(append(make([]byte, 0, 64), item.FileName(it.id)...), '.')
+	name = append(strconv.AppendInt(name, int64(n), 10), '.')
+	return string(strconv.AppendUint(name, it.fence, 16))
 }
 
 // called learns how a call ended.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"retinue/coordinator/commit"
 	"retinue/coordinator/item"
 	"retinue/coordinator/source"
@@ -220,11 +222,13 @@ func causeOf(class item.Class, reason string) error {
 }
 
 func (c *Coordinator) tellEnd(rec item.Record) {
-	level := c.parts.Log.Debug
+	level := hclog.Debug
 	if rec.State == item.Dead {
-		level = c.parts.Log.Warn
+		level = hclog.Warn
 	}
-	level("item ended", "id", rec.ID, "state", rec.State, "attempt", rec.N, "class", rec.Class, "reason", rec.Reason)
+	if c.parts.Log.GetLevel() <= level { // its arguments are for the heap
+		c.parts.Log.Log(level, "item ended", "id", rec.ID, "state", rec.State, "attempt", rec.N, "class", rec.Class, "reason", rec.Reason)
+	}
 	c.feed.end(rec)
 	c.feed.publish(Event{Type: "ended", ID: rec.ID, State: rec.State, Class: rec.Class, Reason: rec.Reason, Attempt: rec.N, Time: rec.Ended})
 }

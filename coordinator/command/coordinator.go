@@ -186,7 +186,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if err := f.name(&cfg, os.Getenv); err != nil {
 		return err
 	}
-	growHeap(os.Getenv)
+	growHeap()
 	if f.install != "" {
 		if err := installSelf(f.install); err != nil {
 			return hint.Wrap(fmt.Errorf("install a copy of this program: %w", err), "--install names a file in a folder that the worker shares")

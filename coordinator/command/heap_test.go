@@ -2,56 +2,39 @@ package command
 
 import (
 	"os"
-	"os/exec"
 	"runtime"
 	"runtime/metrics"
+	"strconv"
+	"strings"
 	"testing"
-	"time"
 )
 
-func TestHeapPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 400, 1 << 20: 400, 3 << 20: 400, 4 << 20: 300, 6 << 20: 166, 8 << 20: 100, 1 << 30: 100} {
-		if got := heapPercent(live); got != want {
-			t.Errorf("%d MiB live: %d %%, want %d", live>>20, got, want)
-		}
-	}
-}
-
-// A small heap has room, a large one what Go gives it, and GOGC counts more. In a process of its own: the setting is the process's.
+// The ballast counts for the garbage collector, and takes no memory.
 func TestGrowHeap(t *testing.T) {
-	if os.Getenv("TEST_GROW_HEAP") == "" {
-		for _, gogc := range []string{"", "50"} {
-			cmd := exec.Command(os.Args[0], "-test.run=^TestGrowHeap$", "-test.v")
-			cmd.Env = append(os.Environ(), "TEST_GROW_HEAP=1", "GOGC="+gogc)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("GOGC=%q: %v\n%s", gogc, err, out)
-			}
-		}
-		return
-	}
-	growHeap(os.Getenv)
-	percent := func() uint64 {
-		s := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	goal := func() int64 {
+		runtime.GC()
+		s := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
 		metrics.Read(s)
-		return s[0].Value.Uint64()
+		return int64(s[0].Value.Uint64())
 	}
-	expect := func(what string, want uint64) {
-		t.Helper()
-		if os.Getenv("GOGC") != "" {
-			want = 50
+	resident := func() int64 {
+		data, err := os.ReadFile("/proc/self/statm")
+		if err != nil {
+			t.Fatal(err)
 		}
-		for range 100 {
-			runtime.GC()
-			if percent() == want {
-				return
-			}
-			time.Sleep(10 * time.Millisecond) // finalizers have a goroutine of their own
+		pages, err := strconv.ParseInt(strings.Fields(string(data))[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
 		}
-		t.Errorf("%s: %d %%, want %d", what, percent(), want)
+		return pages * int64(os.Getpagesize())
 	}
-	expect("a small heap", 400)
-	large := make([]byte, 32<<20)
-	expect("a large heap", 100)
-	runtime.KeepAlive(large)
-	expect("small again", 400)
+	before, was := goal(), resident()
+	growHeap()
+	defer func() { ballast = nil }()
+	if grown := goal() - before; grown < int64(len(ballast)) {
+		t.Errorf("the heap may be %d KiB larger, with a ballast of %d KiB", grown>>10, len(ballast)>>10)
+	}
+	if took := resident() - was; took > int64(len(ballast))/2 {
+		t.Errorf("%d KiB more are resident", took>>10)
+	}
 }

@@ -27,8 +27,12 @@ type inputLine struct {
 
 // encodeBatch writes the items of a batch, one a line.
 func encodeBatch(tasks []*item.Task) []byte {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
+	size := 0
+	for _, t := range tasks {
+		size += 128 + len(t.ID) + len(t.Body) + len(t.Body)/8
+	}
+	buf := bytes.NewBuffer(make([]byte, 0, size)) // most have room in it: one that grows is cleared and copied several times
+	enc := json.NewEncoder(buf)
 	for _, t := range tasks {
 		line := inputLine{ID: t.ID, Attempt: t.N, Max: t.Max, Fence: t.Fence, Key: t.Key, ContentType: t.ContentType, Headers: t.Headers}
 		switch {
