@@ -46,6 +46,7 @@ type Config struct {
 	ConsumerTimeout time.Duration
 	source.Options
 
+	fast  float64       // see adjust; tests have less to do
 	grown time.Duration // age at which a queue survives a kill of the broker; tests have no time
 }
 

@@ -80,14 +80,18 @@ func TestHold(t *testing.T) {
 }
 
 // harness starts a broker. Queues count as grown up after a time; 0 is the time of everywhere else.
-func harness(t *testing.T, timeout, grown time.Duration) sourcetest.Harness {
+func harness(t *testing.T, timeout, grown time.Duration, changes ...func(*Config)) sourcetest.Harness {
 	var addr string
 	srv := start(t, &addr, timeout)
 	at := func(addr, password string) string {
 		return (&url.URL{Scheme: "amqp", User: url.UserPassword("guest", password), Host: addr}).String()
 	}
 	open := func(ctx context.Context, addr, password string, o source.Options) (source.Source, error) {
-		s, err := Open(ctx, Config{URL: at(addr, password), ConsumerTimeout: timeout, Options: o, grown: grown})
+		c := Config{URL: at(addr, password), ConsumerTimeout: timeout, Options: o, grown: grown}
+		for _, change := range changes {
+			change(&c)
+		}
+		s, err := Open(ctx, c)
 		if err != nil {
 			return nil, err
 		}

@@ -30,7 +30,10 @@ type session struct {
 
 	mu        sync.Mutex
 	consuming bool
-	turn      int         // how often it began to
+	turn      int         // how often consumers were made
+	first     []string    // the consumers
+	second    []string    // those of the second window
+	quick     time.Time   // when messages passed fast last
 	resting   atomic.Bool // what was taken goes back
 	readers   sync.WaitGroup
 	held      map[int]time.Time             // classes whose own queue is consumed, and since when
@@ -114,6 +117,7 @@ func (se *session) flush() {
 	var answers []chan error
 	var tags []uint64
 	pause, last := gathering, time.Time{}
+	enough, pace := se.s.cfg.Prefetch/2, pace{}
 	for {
 		var due <-chan time.Time
 		if len(answers) > 0 {
@@ -125,7 +129,7 @@ func (se *session) flush() {
 			return
 		case next := <-se.verdicts:
 			answers, tags = append(answers, next.answer), append(tags, next.tags...)
-			if len(next.tags) == 0 || len(tags) >= se.s.cfg.Prefetch/2 || se.s.cfg.Order {
+			if len(next.tags) == 0 || len(tags) >= enough || se.s.cfg.Order {
 				pause = flushing
 			}
 			continue
@@ -138,8 +142,12 @@ func (se *session) flush() {
 		for _, answer := range answers {
 			answer <- err
 		}
-		answers, tags = nil, nil
 		pause, last = gathering, time.Now()
+		if rate, ok := pace.add(len(tags), last); ok && err == nil {
+			_ = se.adjust(rate, last) // an error is the end of the session
+		}
+		enough = se.windows() * se.s.cfg.Prefetch / 2
+		answers, tags = nil, nil
 	}
 }
 
@@ -272,24 +280,8 @@ func (se *session) consume() error {
 	}
 	se.consuming = true
 	se.resting.Store(false)
-	se.turn++
-	for class := range se.s.cfg.Classes {
-		in, err := se.in.Consume(se.s.cfg.queue(class), se.tag(class), false, false, false, false, nil)
-		if err != nil {
-			return err
-		}
-		se.readers.Go(func() {
-			for d := range in {
-				se.s.arrived(se, class, d)
-			}
-		})
-	}
-	return nil
+	return se.subscribe(&se.first)
 }
-
-// tag names the consumer of a class: each time anew. Under its old name the broker counts on from the deliveries that are still open,
-// takes the first new one for a gap, and 3.10.8 breaks the channel over what it thinks is missing.
-func (se *session) tag(class int) string { return fmt.Sprintf("class%d-%d", class, se.turn) }
 
 func (se *session) consumes() bool {
 	se.mu.Lock()
@@ -305,10 +297,8 @@ func (se *session) rest() error {
 		return nil
 	}
 	se.consuming = false
-	for class := range se.s.cfg.Classes {
-		if err := se.in.Cancel(se.tag(class), false); err != nil {
-			return err
-		}
+	if err := errors.Join(se.cancel(&se.first), se.cancel(&se.second)); err != nil {
+		return err
 	}
 	se.readers.Wait()
 	se.resting.Store(true) // not before: what has just arrived goes back behind what has lain here

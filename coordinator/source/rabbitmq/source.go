@@ -54,6 +54,9 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 	if c.ConsumerTimeout == 0 {
 		c.ConsumerTimeout = 30 * time.Minute
 	}
+	if c.fast == 0 {
+		c.fast = fast
+	}
 	if c.grown == 0 {
 		c.grown = grown
 	}
