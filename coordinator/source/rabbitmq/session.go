@@ -18,11 +18,12 @@ import (
 type session struct {
 	s    *Source
 	conn *amqp.Connection
-	in   *amqp.Channel // deliveries
+	in   *amqp.Channel // deliveries; what asks it something has asking
 	out  *amqp.Channel // publications, confirmed
 	dead chan struct{}
 
-	settled  settled // deliveries of in
+	asking   sync.Mutex // the library gives an answer to whoever waits for one first, and breaks the channel when it is another's
+	settled  settled    // deliveries of in
 	retakes  retakes
 	verdicts chan verdicts
 	returns  chan amqp.Return
@@ -137,7 +138,7 @@ func (se *session) flush() {
 		}
 		err := se.acknowledge(tags)
 		if err == nil {
-			err = se.in.Qos(se.s.cfg.qos(), 0, false)
+			err = se.window()
 		}
 		for _, answer := range answers {
 			answer <- err
@@ -275,7 +276,7 @@ func (se *session) consume() error {
 	if se.consuming {
 		return nil
 	}
-	if err := se.in.Qos(se.s.cfg.qos(), 0, false); err != nil {
+	if err := se.window(); err != nil {
 		return err
 	}
 	se.consuming = true

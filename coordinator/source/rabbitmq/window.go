@@ -64,15 +64,24 @@ func (se *session) windows() int {
 	return 1
 }
 
+// window says how large the window of each consumer is that is made from now on. Its answer says that the broker has worked off all before it.
+func (se *session) window() error {
+	se.asking.Lock()
+	defer se.asking.Unlock()
+	return se.in.Qos(se.s.cfg.qos(), 0, false)
+}
+
 // subscribe makes a consumer of each class, with a window of its own. Each has a name that was not used before: under its old name the broker
 // counts on from the deliveries that are still open, takes the first new one for a gap, and 3.10.8 breaks the channel over what it thinks is missing.
 func (se *session) subscribe(tags *[]string) error {
 	se.turn++
 	for class := range se.s.cfg.Classes {
 		tag := fmt.Sprintf("class%d-%d", class, se.turn)
+		se.asking.Lock()
 		in, err := se.in.Consume(se.s.cfg.queue(class), tag, false, false, false, false, nil)
+		se.asking.Unlock()
 		if err != nil {
-			return err
+			return se.broken(err)
 		}
 		*tags = append(*tags, tag)
 		se.readers.Go(func() {
@@ -87,10 +96,19 @@ func (se *session) subscribe(tags *[]string) error {
 // cancel ends consumers. What was delivered to them stays.
 func (se *session) cancel(tags *[]string) error {
 	for _, tag := range *tags {
-		if err := se.in.Cancel(tag, false); err != nil {
-			return err
+		se.asking.Lock()
+		err := se.in.Cancel(tag, false)
+		se.asking.Unlock()
+		if err != nil {
+			return se.broken(err)
 		}
 	}
 	*tags = nil
 	return nil
+}
+
+// broken ends a session in which a consumer may be there that nobody listens to: what it gets would stay with it.
+func (se *session) broken(err error) error {
+	go se.conn.CloseDeadline(time.Now().Add(time.Second))
+	return err
 }

@@ -2,7 +2,9 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -81,5 +83,45 @@ func TestWindows(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Acknowledgements ask the broker whether it has worked them off, while consumers come and go: each has its own answer.
+func TestQuestionsSideBySide(t *testing.T) {
+	t.Parallel()
+	h := harness(t, 30*time.Minute, 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	src, err := h.Open(ctx, "", source.Options{Queue: "questions", Lease: time.Minute, Prefetch: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close(context.Background())
+	se := src.(*Source).current()
+	until := time.Now().Add(2 * time.Second)
+	for range 4 * runtime.NumCPU() { // who has sent a question does not wait for its answer at once
+		go func() {
+			for time.Now().Before(until) {
+			}
+		}()
+	}
+	asked := make(chan error)
+	for range 4 {
+		go func() {
+			var err error
+			for err == nil && time.Now().Before(until) {
+				err = se.window()
+			}
+			asked <- err
+		}()
+	}
+	for err == nil && time.Now().Before(until) {
+		err = errors.Join(se.consume(), se.rest())
+	}
+	for range 4 {
+		err = errors.Join(err, <-asked)
+	}
+	if err != nil || !se.alive() {
+		t.Errorf("the channel lives: %v; %v", se.alive(), err)
 	}
 }
