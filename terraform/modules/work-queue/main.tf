@@ -99,5 +99,25 @@ resource "nomad_job" "this" {
       condition     = var.to_partitions == 0 || var.to != ""
       error_message = "The to_partitions are those of a next stage: name it with to."
     }
+
+    precondition {
+      condition     = var.divert_slots == 0 || var.mode != "dispatch"
+      error_message = "The divert_slots are for items of workers, and in mode dispatch there are none."
+    }
+
+    precondition {
+      condition     = var.divert_slots == 0 || var.volume != "" || (var.work != "" && var.done != "")
+      error_message = "The divert_slots need a folder that all nodes share, for what comes out: volume, or work and done."
+    }
+
+    precondition {
+      condition     = var.divert_slots == 0 || var.order == "" || contains(keys(var.coordinator_env), "RETINUE_COORDINATOR_ON_FAIL")
+      error_message = "The divert_slots with order: an item that is diverted is overtaken by those of its key. Say coordinator_env = { RETINUE_COORDINATOR_ON_FAIL = \"skip\" } if it may be."
+    }
+
+    precondition {
+      condition     = var.divert_over == "" || var.divert_slots > 0
+      error_message = "The divert_over needs divert_slots, for how many containers there may be at once."
+    }
   }
 }
