@@ -23,7 +23,7 @@ func TestDivertShape(t *testing.T) {
 				groups[*group.Name] = task.Env
 			}
 		}
-		if *group.Name == "apart" && (*group.Count != 1 || len(group.Tasks) != 1 || group.Tasks[0].Lifecycle != nil || len(group.Tasks[0].Identities) != 1 || len(group.Tasks[0].VolumeMounts) != 1) {
+		if *group.Name == "apart" && (*group.Count != 1 || len(group.Tasks) != 1 || group.Tasks[0].Lifecycle != nil || group.Tasks[0].Identity == nil || len(group.Tasks[0].VolumeMounts) != 1) {
 			t.Errorf("the group apart has %d allocations and %d tasks; the first: %+v", *group.Count, len(group.Tasks), group.Tasks[0])
 		}
 	}
@@ -51,11 +51,11 @@ func TestDivertShape(t *testing.T) {
 
 func TestWrongDivertsAreRefused(t *testing.T) {
 	refuses(t, "work-queue", map[string]string{
-		"divert_slots=1.5":    "must be a whole number from 0 to 1000",
-		"divert_slots=4":      "need a folder that all nodes share",
-		"divert_over=large":   "must be a size like 512KiB",
-		"divert_over=1GiB":    "needs divert_slots",
-		"divert_max_runtime=": "must be a time like 30m",
+		"divert_slots=1.5":     "must be a whole number from 0 to 1000",
+		"divert_slots=4":       "need a folder that all nodes share",
+		"divert_over=large":    "must be a size like 512KiB",
+		"divert_over=1GiB":     "needs divert_slots",
+		"divert_max_runtime=a": "must be a time like 30m",
 	})
 	refuses(t, "work-queue", map[string]string{
 		"mode=dispatch":             "in mode dispatch there are none",

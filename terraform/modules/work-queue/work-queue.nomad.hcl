@@ -536,22 +536,22 @@ locals {
   diverts = var.divert_slots > 0
   alone   = { worker = local.dispatch, apart = true } # in which group there is no worker
   apart = {
-    RETINUE_COORDINATOR_QUEUE         = "${var.job_name}-apart"
-    RETINUE_COORDINATOR_STAGE         = var.job_name
-    RETINUE_COORDINATOR_DIVERT        = ""
-    RETINUE_COORDINATOR_DIVERT_OVER   = ""
-    RETINUE_COORDINATOR_MODE          = "dispatch"
-    RETINUE_COORDINATOR_URL           = ""
-    RETINUE_COORDINATOR_INSTALL       = var.volume != "" ? "/shared/bin/retinue" : ""
-    RETINUE_COORDINATOR_SLOTS         = "${var.divert_slots}"
-    RETINUE_COORDINATOR_BATCH         = "1"
-    RETINUE_COORDINATOR_MAX_RUNTIME   = var.divert_max_runtime
-    RETINUE_COORDINATOR_HEARTBEAT     = "0s"
-    RETINUE_COORDINATOR_OUTSTANDING   = "${min(1000, 2 * var.divert_slots)}"
-    RETINUE_COORDINATOR_PARTITIONS    = "0"
-    RETINUE_COORDINATOR_LOAD          = "" # the scaler's is of the workers, and so are the rates
-    RETINUE_COORDINATOR_RATE          = ""
-    RETINUE_COORDINATOR_RATE_PER_KEY  = ""
+    RETINUE_COORDINATOR_QUEUE        = "${var.job_name}-apart"
+    RETINUE_COORDINATOR_STAGE        = var.job_name
+    RETINUE_COORDINATOR_DIVERT       = ""
+    RETINUE_COORDINATOR_DIVERT_OVER  = ""
+    RETINUE_COORDINATOR_MODE         = "dispatch"
+    RETINUE_COORDINATOR_URL          = ""
+    RETINUE_COORDINATOR_INSTALL      = var.volume != "" ? "/shared/bin/retinue" : ""
+    RETINUE_COORDINATOR_SLOTS        = "${var.divert_slots}"
+    RETINUE_COORDINATOR_BATCH        = "1"
+    RETINUE_COORDINATOR_MAX_RUNTIME  = var.divert_max_runtime
+    RETINUE_COORDINATOR_HEARTBEAT    = "0s"
+    RETINUE_COORDINATOR_OUTSTANDING  = "${min(1000, 2 * var.divert_slots)}"
+    RETINUE_COORDINATOR_PARTITIONS   = "0"
+    RETINUE_COORDINATOR_LOAD         = "" # the scaler's is of the workers, and so are the rates
+    RETINUE_COORDINATOR_RATE         = ""
+    RETINUE_COORDINATOR_RATE_PER_KEY = ""
   }
 
   # The job's own broker is found through Consul at each connection, so that it may move.
