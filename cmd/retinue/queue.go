@@ -364,7 +364,7 @@ func printStats(cmd *cobra.Command, asJSON bool, st coordinator.Stats) error {
 		printPartitions(w, *st.Partitions)
 	}
 	fmt.Fprintf(w, "ended     %s\nfailed    %s\n", counts(st.Totals.Ended), counts(st.Totals.Failed))
-	fmt.Fprintf(w, "since its start: %d received, %d given back, %d leases lost, %d outputs too late\n", st.Totals.Received, st.Totals.Released, st.Totals.Lost, st.Totals.Late)
+	fmt.Fprintf(w, "since its start: %d received, %d given back, %d diverted, %d leases lost, %d outputs too late\n", st.Totals.Received, st.Totals.Released, st.Totals.Diverted, st.Totals.Lost, st.Totals.Late)
 	if len(st.Parked) > 0 {
 		fmt.Fprintf(w, "parked    %s\n", strings.Join(st.Parked, " "))
 	}

@@ -42,7 +42,7 @@ func (o options) queueAmounts() queueAmounts {
 	if o.quick {
 		return queueAmounts{rounds: 1, http: 1500, batch: 4000, file: 250, large: 40, celery: 600, dispatch: 24, partitions: 1500, latency: 500 * time.Millisecond, inflight: 1000}
 	}
-	return queueAmounts{rounds: 3, http: 6000, batch: 20000, file: 1000, large: 150, celery: 2500, dispatch: 80, partitions: 6000, latency: 1500 * time.Millisecond, inflight: 1000}
+	return queueAmounts{rounds: 5, http: 6000, batch: 20000, file: 1000, large: 150, celery: 2500, dispatch: 80, partitions: 6000, latency: 1500 * time.Millisecond, inflight: 1000}
 }
 
 // queueRig is the world of this section.
