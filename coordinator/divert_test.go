@@ -108,8 +108,12 @@ func TestTwoQueuesOneStage(t *testing.T) {
 	cfg, apart := quick(), quick()
 	cfg.Divert, cfg.DivertOver = "apart", 10
 	apart.Queue, apart.Stage = "apart", "q"
+	cfg.Classes, apart.Classes = 3, 3
 	first := startStage(t, broker, cfg, commit.Journal{KV: kv}, by("first"))
 	second := startStage(t, broker, apart, commit.Journal{KV: kv}, by("second"))
+	if n := first.classesOf("apart"); n != 3 {
+		t.Errorf("the other queue is taken to have %d classes", n)
+	}
 	for body, want := range map[string]string{"short": "first of stage q", "not so short": "second of stage q"} {
 		status, got := first.call(t, "POST", "/v1/queues/q/items?wait=10s", body, "Idempotency-Key", body[:3])
 		if status != 200 || got["result"] != want {

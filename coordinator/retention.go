@@ -59,11 +59,18 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	if !ok {
 		return 0, nil
 	}
-	d, err := c.quiet(ctx, c.cfg.Queue)
-	if err != nil {
-		return 0, err
+	delayed := false // one that was cancelled before it was taken may still wait for its time
+	for _, queue := range []string{c.cfg.Queue, c.cfg.Divert} {
+		if queue == "" {
+			continue
+		}
+		d, err := c.quiet(ctx, queue)
+		if err != nil {
+			return 0, err
+		}
+		delayed = delayed || (!c.source.Caps().Counts.Delayed || d.Delayed != 0) && (d.Ready != 0 || d.InFlight != 0)
 	}
-	for _, queue := range []string{c.cfg.Divert, c.cfg.To, c.cfg.Gather} { // they may have the items, or the outputs before them
+	for _, queue := range []string{c.cfg.To, c.cfg.Gather} { // they may have the outputs before them
 		if queue == "" {
 			continue
 		}
@@ -75,8 +82,6 @@ func (c *Coordinator) forget(ctx context.Context, now time.Time, every time.Dura
 	if err != nil || !first {
 		return 0, err
 	}
-	// One that was cancelled before it was taken may still wait for its time.
-	delayed := (!c.source.Caps().Counts.Delayed || d.Delayed != 0) && (d.Ready != 0 || d.InFlight != 0)
 	n, err := f.Forget(ctx, c.cfg.stage(), now.Add(-c.cfg.Keep), func(rec item.Record) (bool, error) {
 		if rec.Group != "" && c.cfg.Gather != "" { // whoever gets the group's item may want the files
 			sent, err := c.groups().kv.Get(ctx, c.groups().prefix(rec.Group)+"sent")

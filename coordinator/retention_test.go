@@ -90,13 +90,15 @@ func TestForgetsNothingThatCanComeBack(t *testing.T) {
 		"cancelled, none delayed": {source.Depth{Ready: 1}, nil, item.Cancelled, 1},
 		"cancelled, one delayed":  {source.Depth{Ready: 1, Delayed: 1}, nil, item.Cancelled, 0},
 	} {
-		for _, queue := range []string{"q", "next"} {
+		for _, queue := range []string{"q", "next", "apart"} {
 			if queue == "next" && c.state == item.Cancelled {
 				continue
 			}
 			kv := &memoryKV{}
 			p := commit.Journal{KV: kv}
-			s := startStage(t, memory.New(), keeping(), p, workerFunc(upper))
+			cfg := keeping()
+			cfg.Divert = "apart"
+			s := startStage(t, memory.New(), cfg, p, workerFunc(upper))
 			if _, err := p.Commit(t.Context(), item.Record{ID: "a", Stage: "q", State: c.state, Attempt: "x", Ended: time.Now()}, ""); err != nil {
 				t.Fatal(err)
 			}
