@@ -171,11 +171,11 @@ func (q *queueRig) rounds(ctx context.Context, title, explain, table string, con
 	if own {
 		t.Head = []string{"contender", "settings", "items", "items/s", "of the first", "CPU an item", "of the first"}
 	}
-	q.rates[table], q.costs[table] = map[string]float64{}, map[string]float64{}
+	q.rates[table], q.costs[table] = map[string]float64{}, map[string][]float64{}
 	for i, c := range contenders {
 		rate, cost := middle(c.rates), middle(c.costs)
 		if i == 0 || q.rates[table][c.name] == 0 {
-			q.rates[table][c.name], q.costs[table][c.name] = rate, cost
+			q.rates[table][c.name], q.costs[table][c.name] = rate, c.costs
 		}
 		items := n
 		if c.most > 0 {
@@ -183,7 +183,7 @@ func (q *queueRig) rounds(ctx context.Context, title, explain, table string, con
 		}
 		row := []string{c.name, c.config, fmt.Sprintf("%d × %d", len(c.rates), items), count(rate), fmt.Sprintf("%.2f×", rate/q.rates[table][contenders[0].name]), fmt.Sprintf("%.0f µs", cost)}
 		if own {
-			row = append(row, fmt.Sprintf("%.2f×", cost/q.costs[table][contenders[0].name]))
+			row = append(row, fmt.Sprintf("%.2f×", cost/middle(q.costs[table][contenders[0].name])))
 		}
 		t.Rows = append(t.Rows, row)
 		report.Figures = append(report.Figures, Figure{Part: table, Contender: c.name, Config: c.config, Values: map[string]float64{"items_per_second": rate, "cpu_us_per_item": cost}})
