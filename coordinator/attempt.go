@@ -198,15 +198,20 @@ func (m *machine) later(now clock.Instant, it *held, delay time.Duration) {
 	}
 }
 
-// giveBack publishes a copy that carries the attempts so far, and then acknowledges the message. The copy has an id of its own:
-// brokers drop what they have seen.
+// giveBack publishes a copy that carries the attempts so far, and then acknowledges the message.
 func (m *machine) giveBack(now clock.Instant, it *held, delay time.Duration) {
-	id := fmt.Sprintf("%s~%d", item.Short(it.id), counted(it.env.History))
+	m.totals.Released++
+	m.republish(now, it, m.cfg.Queue, "", delay)
+}
+
+// republish publishes a copy of an item that carries its attempts so far, and then acknowledges the message. The copy has an id of its own,
+// which ends in mark: brokers drop what they have seen.
+func (m *machine) republish(now clock.Instant, it *held, queue, mark string, delay time.Duration) {
+	id := fmt.Sprintf("%s~%d%s", item.Short(it.id), counted(it.env.History), mark)
 	env := it.env
 	env.Fence = it.fence
 	out := source.Out{ID: id, Body: it.msg.Body, Headers: env.Seal(id), Key: it.msg.Key, Class: it.msg.Class, Delay: delay}
-	m.totals.Released++
-	m.finish(now, it, plan{back: true, output: it.plan.output, outs: map[string][]source.Out{m.cfg.Queue: {out}}})
+	m.finish(now, it, plan{back: true, output: it.plan.output, outs: map[string][]source.Out{queue: {out}}})
 }
 
 // bury sends an item to the dead letters.

@@ -1,12 +1,6 @@
 package coordinator
 
-import (
-	"fmt"
-
-	"retinue/coordinator/item"
-	"retinue/coordinator/source"
-	"retinue/internal/clock"
-)
+import "retinue/internal/clock"
 
 // Some items are for workers of another kind: too large for those here, too long, or fatal to them. They go to the queue that Divert names, whose
 // coordinators have the same stage, so that an item ends once, whichever of them has it.
@@ -22,11 +16,7 @@ func (m *machine) large(it *held) bool {
 
 // divert hands an item over to the coordinators of another queue, with its attempts so far.
 func (m *machine) divert(now clock.Instant, it *held, reason string) {
-	id := fmt.Sprintf("%s~%dd", item.Short(it.id), counted(it.env.History))
-	env := it.env
-	env.Fence = it.fence
-	out := source.Out{ID: id, Body: it.msg.Body, Headers: env.Seal(id), Key: it.msg.Key, Class: it.msg.Class}
 	m.totals.Diverted++
 	m.emit(fxDiverted{it.id, reason})
-	m.finish(now, it, plan{back: true, output: it.plan.output, outs: map[string][]source.Out{m.cfg.Divert: {out}}})
+	m.republish(now, it, m.cfg.Divert, "d", 0)
 }

@@ -65,7 +65,7 @@ var mutants = []struct {
 	{"an item that is looked for in its queue, and not in its stage", "effects.go",
 		"Read(ctx, c.cfg.stage(), fx.id)", "Read(ctx, c.cfg.Queue, fx.id)", "TestTwoQueuesOneStage"},
 	{"attempts that are forgotten on the way to another queue", "divert.go",
-		"	id := fmt.Sprintf(\"%s~%dd\", item.Short(it.id), counted(it.env.History))\n	env := it.env\n", "	id := fmt.Sprintf(\"%s~%dd\", item.Short(it.id), counted(it.env.History))\n	env := it.env\n	env.History = nil\n", "TestDivert"},
+		"	m.republish(now, it, m.cfg.Divert,", "	it.env.History = nil\n	m.republish(now, it, m.cfg.Divert,", "TestDivert"},
 	{"priority without aging", "schedule.go",
 		"return now.Sub(it.aged) + ", "return ", "TestPriorityAndAging"},
 }
