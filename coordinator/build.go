@@ -75,13 +75,18 @@ func (s Settings) NewWorker(point commit.Point, beat func(id string, again bool)
 		return nil, err
 	}
 	codes := worker.ExitCodes{Ack: s.ExitCodes.Ack, Retry: s.ExitCodes.Retry, Dead: s.ExitCodes.Dead, Drop: s.ExitCodes.Drop, Pause: s.ExitCodes.Pause}
-	command := worker.Exec{Folders: folders, Command: s.Worker.Command, Grace: grace, Codes: codes}
+	heartbeat, err := time.ParseDuration(s.Worker.Heartbeat)
+	if err != nil {
+		return nil, err
+	}
+	signs := worker.SignsWithin(heartbeat, beat)
+	command := worker.Exec{Folders: folders, Command: s.Worker.Command, Grace: grace, Codes: codes, Signs: signs}
 	if s.Worker.Mode == ModeDispatch {
 		api, err := taskapi.New(taskapi.Config{Addr: s.Worker.Nomad}, os.Getenv)
 		if err != nil {
 			return nil, err
 		}
-		w := &worker.Dispatch{API: api, Job: s.Worker.Job, Folders: folders, Codes: codes, Beat: beat, Outstanding: s.Worker.Outstanding}
+		w := &worker.Dispatch{API: api, Job: s.Worker.Job, Folders: folders, Codes: codes, Beat: beat, Signs: signs, Outstanding: s.Worker.Outstanding}
 		if err := w.Open(); err != nil {
 			return nil, err
 		}

@@ -94,8 +94,8 @@ type Config struct {
 	// Schedules publish items at their times.
 	Schedules []Schedule
 
-	// Keep is how long records and outputs are kept; 0: until somebody deletes them.
-	Keep time.Duration
+	// Keep is how long records and outputs are kept, DeadKeep how long dead letters are; 0: until somebody deletes them.
+	Keep, DeadKeep time.Duration
 
 	// Drain is how long a stop waits for what runs.
 	Drain time.Duration
@@ -144,6 +144,8 @@ func (c Config) Validate() error {
 		return hint.Wrap(errors.New("split without a next stage"), "name the stage that gets the parts with to")
 	case c.Keep != 0 && (c.Keep < time.Hour || c.Keep < c.MaxRuntime || c.Keep < 10*c.Lease):
 		return hint.Wrap(fmt.Errorf("keep %s", c.Keep), "an hour or more, no less than max_runtime (%s) and 10 leases: what a record protects from must not come after it", c.MaxRuntime)
+	case c.DeadKeep != 0 && c.DeadKeep < time.Hour:
+		return hint.Wrap(fmt.Errorf("dead letters for %s", c.DeadKeep), "keep them for an hour or more: somebody has to see them")
 	case !queueName.MatchString(c.stage()):
 		return hint.Wrap(fmt.Errorf("stage %q", c.Stage), "use 1 to 70 letters, digits, - or _: the queue whose coordinators divert items to here")
 	case c.Divert != "" && (!queueName.MatchString(c.Divert) || c.Divert == c.Queue || c.Divert == c.stage() || c.Divert == c.To || c.Divert == c.Gather || c.Divert == c.Dead):

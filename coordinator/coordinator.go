@@ -121,6 +121,9 @@ func (c *Coordinator) Run(ctx, hard context.Context) (err error) {
 	if c.cfg.Keep > 0 {
 		c.working.Go(func() { c.keeper(work) })
 	}
+	if c.cfg.DeadKeep > 0 {
+		c.working.Go(func() { c.undertaker(work) })
+	}
 	stop := ctx.Done()
 	timer, armed := time.NewTimer(0), clock.Never
 	defer timer.Stop()
@@ -260,6 +263,16 @@ func (c *Coordinator) Stats(ctx context.Context) (s Stats, err error) {
 // Items lists what is in hand, at most limit; id "" means all.
 func (c *Coordinator) Items(ctx context.Context, id string, limit int) (views []ItemView, err error) {
 	_, err = c.ask(ctx, envelope{look: func(now clock.Instant, m *machine) { views = m.views(now, id, limit) }})
+	if w, ok := c.parts.Worker.(worker.Progressive); ok {
+		for i, v := range views {
+			if v.task == nil {
+				continue
+			}
+			if said := w.Progress(v.task); said != nil {
+				views[i].Progress = said
+			}
+		}
+	}
 	return views, err
 }
 

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"encoding/json"
 	"time"
 
 	"retinue/coordinator/item"
@@ -57,6 +58,8 @@ type (
 		id    string
 		again bool // it begins only now: its time starts again
 		claim bool // it had waited for a worker until now
+
+		progress json.RawMessage // how far it is; nil: it does not say
 	}
 
 	// From people.

@@ -121,6 +121,8 @@ type Item struct {
 	Node       string         `json:"node,omitempty"`
 	Ended      *time.Time     `json:"ended,omitempty"`
 	RetryMS    int64          `json:"retry_in_ms,omitempty"`
+	// Progress is what the running attempt says of how far it is.
+	Progress json.RawMessage `json:"progress,omitempty"`
 }
 
 func itemOf(rec item.Record) Item {
@@ -267,7 +269,7 @@ func (c *Coordinator) inHand(ctx context.Context, id string) (Item, bool, error)
 		return Item{ID: id}, false, err
 	}
 	v := views[0]
-	return Item{ID: v.ID, State: v.State, Attempt: v.Attempt, Attempts: v.Attempts, RetryMS: v.RetryMS}, true, nil
+	return Item{ID: v.ID, State: v.State, Attempt: v.Attempt, Attempts: v.Attempts, RetryMS: v.RetryMS, Progress: v.Progress}, true, nil
 }
 
 // cancel serves DELETE /v1/items/{id}: an item in hand is ended; for any other the end is written at the commit point, and whoever
@@ -331,7 +333,7 @@ func (a *handlers) callback(w http.ResponseWriter, r *http.Request) {
 	var v worker.Verdict
 	switch verb {
 	case "extend":
-		a.extend(w, r, id)
+		a.extend(w, r, id, body)
 		return
 	case "done":
 		v = worker.Verdict{Kind: worker.Ack, Output: &worker.Output{Result: body, ResultType: r.Header.Get("Content-Type")}}
@@ -359,8 +361,16 @@ func (a *handlers) callback(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"id": id, "verdict": string(v.Kind)})
 }
 
-func (a *handlers) extend(w http.ResponseWriter, r *http.Request, id string) {
-	found, err := a.c.ask(r.Context(), envelope{ev: evBeat{id: id, again: true}})
+func (a *handlers) extend(w http.ResponseWriter, r *http.Request, id string, body []byte) {
+	ev := evBeat{id: id, again: true}
+	if len(body) > 0 {
+		var ok bool
+		if ev.progress, ok = worker.ParseProgress(body); !ok {
+			refuse(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("the body is how far the item is, as JSON of at most %d bytes, or nothing", worker.MaxProgress))
+			return
+		}
+	}
+	found, err := a.c.ask(r.Context(), envelope{ev: ev})
 	switch {
 	case err != nil:
 		unavailable(w, err)

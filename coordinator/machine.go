@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -73,7 +74,8 @@ type held struct {
 	notBefore clock.Instant
 	checking  bool
 	fence     uint64
-	dirty     bool // its history is longer than what the broker has
+	progress  json.RawMessage // what the running attempt has told of how far it is
+	dirty     bool            // its history is longer than what the broker has
 	cancelled bool
 	call      *call
 	test      *bisection
@@ -330,6 +332,9 @@ func (m *machine) beat(now clock.Instant, ev evBeat) bool {
 		return false
 	}
 	it.call.beat = now
+	if ev.progress != nil {
+		it.progress = ev.progress
+	}
 	if ev.claim {
 		it.call.begun = now
 	}

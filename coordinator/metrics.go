@@ -15,6 +15,7 @@ type metrics struct {
 	set       *prom.Set
 	attempts  *prom.Histograms
 	forgotten *prom.Counter
+	buried    *prom.Counter
 	ticks     *prom.Counters
 	gathered  *prom.Counter
 }
@@ -25,6 +26,7 @@ func newMetrics(c *Coordinator) *metrics {
 		set:       set,
 		attempts:  set.Histograms("retinue_queue_attempt_seconds", "How long attempts took at the worker, by verdict.", prom.Exponential(0.001, 4, 12), "verdict"),
 		forgotten: set.Counter("retinue_queue_records_forgotten_total", "Records of ended items that were removed here, with their files, because keep was over."),
+		buried:    set.Counter("retinue_queue_dead_letters_forgotten_total", "Dead letters that were removed here because they had been kept for long enough."),
 		ticks:     set.Counters("retinue_queue_ticks_total", "Ticks of schedules, by how: published here, elsewhere, failed (tried again), missed.", "schedule", "how"),
 		gathered:  set.Counter("retinue_queue_groups_gathered_total", "Groups whose last part was committed, and whose item was published here."),
 	}

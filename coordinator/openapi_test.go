@@ -26,6 +26,8 @@ func schema(t reflect.Type) object {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return object{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[json.RawMessage]():
+		return object{"description": "any JSON value"}
 	case t == reflect.TypeFor[[]byte]():
 		return object{"type": "string", "format": "byte"}
 	case t.Kind() == reflect.Pointer:
@@ -109,7 +111,7 @@ func documented() map[string]operation {
 		"POST /v1/queues/{queue}/dead/purge":   {"Remove dead letters for good", Selection{}, nil, nil, map[int]any{200: Changed{}, 400: no, 404: no, 503: no}},
 		"GET /v1/items/{id...}":                {"An item; with wait, when it has ended (202: not yet)", nil, []string{"wait"}, nil, map[int]any{200: Item{}, 202: Item{}, 400: no, 404: no, 503: no}},
 		"DELETE /v1/items/{id...}":             {"Cancel: it never commits (409: it has ended already)", nil, nil, nil, map[int]any{200: Item{}, 404: no, 409: Item{}, 503: no}},
-		"POST /v1/items/{id...}":               {"ITEM/done (body: the result), ITEM/fail (body: a verdict), ITEM/extend, for workers that answered 202", "application/octet-stream", nil, []string{"Retinue-Fence"}, map[int]any{200: callbackAnswer{}, 400: no, 404: no, 409: no, 413: no, 503: no}},
+		"POST /v1/items/{id...}":               {"ITEM/done (body: the result), ITEM/fail (body: a verdict), for workers that answered 202; ITEM/extend (body: how far it is, or nothing)", "application/octet-stream", nil, []string{"Retinue-Fence"}, map[int]any{200: callbackAnswer{}, 400: no, 404: no, 409: no, 413: no, 503: no}},
 		"GET /v1/events":                       {"What happens here, as an event stream", nil, nil, nil, map[int]any{200: "text/event-stream"}},
 		"GET /v1/openapi.json":                 {"This document", nil, nil, nil, map[int]any{200: "application/json"}},
 		"GET /healthz":                         {"The process works", nil, nil, nil, map[int]any{200: okAnswer{}, 503: no}},

@@ -23,7 +23,7 @@ func (c *Coordinator) keeper(ctx context.Context) {
 	every := sweepEvery(c.cfg)
 	tick := time.NewTicker(every / looks)
 	defer tick.Stop()
-	started, boot := time.Now().Round(0), c.parts.Clock.Now()
+	wall := c.steady()
 	for running := 0; ; {
 		select {
 		case <-tick.C:
@@ -38,18 +38,25 @@ func (c *Coordinator) keeper(ctx context.Context) {
 			continue
 		}
 		running = 0
-		// A clock that steps forward must not make everything old.
-		now := started.Add(c.parts.Clock.Now().Sub(boot))
-		if wall := time.Now().Round(0); wall.Before(now) {
-			now = wall
-		}
-		n, err := c.forget(ctx, now, every)
+		n, err := c.forget(ctx, wall(), every)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			c.parts.Log.Warn("records were not forgotten", "error", err)
 		case n > 0:
 			c.parts.Log.Info("records were forgotten", "records", n, "older_than", c.cfg.Keep.String())
 		}
+	}
+}
+
+// steady returns a wall clock for which a step forward makes nothing old.
+func (c *Coordinator) steady() func() time.Time {
+	started, boot := time.Now().Round(0), c.parts.Clock.Now()
+	return func() time.Time {
+		now := started.Add(c.parts.Clock.Now().Sub(boot))
+		if wall := time.Now().Round(0); wall.Before(now) {
+			return wall
+		}
+		return now
 	}
 }
 

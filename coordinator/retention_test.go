@@ -63,6 +63,31 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// A dead letter goes when it is old enough, and no other one with it.
+func TestForgetDeadLetters(t *testing.T) {
+	cfg := quick()
+	cfg.DeadKeep = 30 * 24 * time.Hour
+	s := startStage(t, memory.New(), cfg, commit.Journal{KV: &memoryKV{}}, workerFunc(upper))
+	die := func(id string) time.Time {
+		s.call(t, "POST", "/v1/queues/q/items?wait=30s", "bad", "Idempotency-Key", id)
+		time.Sleep(20 * time.Millisecond)
+		return time.Now()
+	}
+	first, second := die("a"), die("b")
+	for _, c := range []struct {
+		at   time.Time
+		left int
+	}{{time.Now(), 2}, {first.Add(cfg.DeadKeep - time.Hour), 2}, {first.Add(cfg.DeadKeep), 1}, {first.Add(cfg.DeadKeep), 1}, {second.Add(cfg.DeadKeep), 0}} {
+		n, err := s.forgetDead(t.Context(), c.at)
+		if left := len(s.broker.Items("q-dead")); err != nil || left != c.left {
+			t.Errorf("at %s: %d removed, %d left, want %d; %v", c.at, n, left, c.left, err)
+		}
+	}
+	if _, got := s.call(t, "GET", "/v1/items/a", ""); got["state"] != "dead" {
+		t.Errorf("its record went with it: %v", got)
+	}
+}
+
 // deep is a queue that says what a test says.
 type deep struct {
 	source.Source

@@ -295,7 +295,7 @@ func (m *machine) start(now clock.Instant, items []*held, test *bisection) {
 	tasks := make([]*item.Task, len(items))
 	for i, it := range items {
 		m.unqueue(it)
-		it.state, it.call = item.Running, c
+		it.state, it.call, it.progress = item.Running, c, nil
 		it.fence = max(uint64(wall.UnixMicro()), it.fence+1)
 		tasks[i] = m.task(it, c)
 	}

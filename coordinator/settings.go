@@ -126,9 +126,10 @@ type OutputSettings struct {
 	Keep         string `hcl:"keep,optional"`
 }
 
-// DeadLetterSettings name the queue of dead letters.
+// DeadLetterSettings name the queue of dead letters, and say how long they stay there.
 type DeadLetterSettings struct {
 	Queue string `hcl:"queue,optional"`
+	Keep  string `hcl:"keep,optional"`
 }
 
 // DivertSettings say which items are for workers of another kind.
@@ -224,7 +225,7 @@ func (s Settings) Config() (Config, error) {
 		NotReady: p.backoff("not_ready", s.Retry.NotReady), Infra: p.backoff("infra", s.Retry.Infra), Lane: Lane(s.Order.OnFail),
 		Rate: p.rate("rate", s.Rate.Queue), KeyRate: p.rate("per_key", s.Rate.PerKey), Burst: max(1, s.Rate.Burst), KeyBurst: max(1, s.Rate.Burst),
 		Classes: s.Priority.Classes, Aging: p.duration("aging", s.Priority.Aging), To: s.Output.To, ToClasses: s.Output.ToClasses, Partitions: s.Order.Partitions, ToPartitions: s.Output.ToPartitions, Dead: s.DeadLetter.Queue,
-		Stage: s.Stage, Divert: s.Divert.To, DivertOver: p.size("over", s.Divert.Over), Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), Drain: p.duration("drain_timeout", s.Drain)}
+		Stage: s.Stage, Divert: s.Divert.To, DivertOver: p.size("over", s.Divert.Over), Gather: s.Output.Gather, Split: s.Output.Split, Keep: p.keep(s.Output.Keep), DeadKeep: p.keep(s.DeadLetter.Keep), Drain: p.duration("drain_timeout", s.Drain)}
 	if c.Dead == "" {
 		c.Dead = c.stage() + "-dead"
 	}
@@ -251,7 +252,7 @@ func (s Settings) Config() (Config, error) {
 		c.Schedules = append(c.Schedules, schedule)
 	}
 	if c.stage() != c.Queue { // the file of the stage's own coordinators will do: these are theirs alone
-		c.Schedules, c.Keep = nil, 0
+		c.Schedules, c.Keep, c.DeadKeep = nil, 0, 0
 		if c.Divert == c.Queue {
 			c.Divert, c.DivertOver = "", 0
 		}
@@ -259,11 +260,14 @@ func (s Settings) Config() (Config, error) {
 	if p.err != nil {
 		return c, p.err
 	}
-	return c, errors.Join(c.Validate(), s.check())
+	return c, errors.Join(c.Validate(), s.check(c.Heartbeat))
 }
 
+// minDispatchBeat is the shortest heartbeat of a child: until it runs, each look at Nomad counts as one.
+const minDispatchBeat = 30 * time.Second
+
 // check says what is wrong with the settings of the parts.
-func (s Settings) check() error {
+func (s Settings) check(heartbeat time.Duration) error {
 	files := s.Worker.Mode == ModeExec || s.Worker.Mode == ModeWatch
 	switch {
 	case s.Worker.Mode != ModeExec && s.Worker.Mode != ModeWatch && s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeLines && s.Worker.Mode != ModeDispatch:
@@ -284,6 +288,8 @@ func (s Settings) check() error {
 		return hint.Wrap(worker.CheckAddress(s.Worker.URL), "the worker is beside the coordinator: give --url http://127.0.0.1:PORT/ or unix:///path/to/socket")
 	case s.Worker.Mode != ModeHTTP && s.Worker.Mode != ModeDispatch && s.Worker.Work == "":
 		return hint.Wrap(fmt.Errorf("worker mode %s without a work folder", s.Worker.Mode), "give --work FOLDER; inside a Nomad task it is $NOMAD_ALLOC_DIR/data/wq")
+	case s.Worker.Mode == ModeDispatch && heartbeat > 0 && (s.Worker.Work == "" || heartbeat < minDispatchBeat):
+		return hint.Wrap(fmt.Errorf("heartbeat %s in mode dispatch", heartbeat), "%s or more, as Nomad is asked every ten seconds whether a child has begun, and with --work: a child shows progress in its folder", minDispatchBeat)
 	case (files || s.Worker.Mode == ModeDispatch) && s.Worker.Batch > 1:
 		return hint.Wrap(fmt.Errorf("a batch of %d in mode %s", s.Worker.Batch, s.Worker.Mode), "batches are for http and lines")
 	case s.Worker.Format != "binary" && s.Worker.Format != "structured":

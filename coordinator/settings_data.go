@@ -94,7 +94,7 @@ func (p *reader) keep(text string) time.Duration {
 	} else if d, err := time.ParseDuration(text); err == nil && d > 0 {
 		return d
 	}
-	p.fail(hint.Wrap(fmt.Errorf("keep %q is not a time", text), "write it like 7d or 36h; leave it out to keep records for ever"))
+	p.fail(hint.Wrap(fmt.Errorf("keep %q is not a time", text), "write it like 7d or 36h; leave it out to keep them for ever"))
 	return 0
 }
 

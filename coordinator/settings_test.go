@@ -65,6 +65,8 @@ func TestSettings(t *testing.T) {
 		"keep 30m0s":             func(s *Settings) { s.Output.Keep = "30m" },
 		"max_runtime (48h0m0s)":  func(s *Settings) { s.Output.Keep, s.Worker.MaxRuntime = "1d", "48h" },
 		"no records to keep":     func(s *Settings) { s.Output.Keep, s.Output.Commit, s.Output.To = "7d", CommitPublish, "n" },
+		"dead letters for 30m0s": func(s *Settings) { s.DeadLetter.Keep = "30m" },
+		"leave it out to keep":   func(s *Settings) { s.DeadLetter.Keep = "a month" },
 		"gather \"a b\"":         func(s *Settings) { s.Output.Gather = "a b" },
 		"gather with commit":     func(s *Settings) { s.Output.Gather, s.Output.Commit, s.Output.To = "g", CommitPublish, "n" },
 		"split without":          func(s *Settings) { s.Output.Split = true },
@@ -73,6 +75,10 @@ func TestSettings(t *testing.T) {
 		"jobs at once":           func(s *Settings) { s.Worker.Mode, s.Worker.Job, s.Worker.Slots = ModeDispatch, "j", 1001 },
 		"dispatch without a folder": func(s *Settings) {
 			s.Worker.Mode, s.Worker.Job, s.Worker.Work, s.Output.To = ModeDispatch, "j", "", "next"
+		},
+		"heartbeat 20s in mode dispatch": func(s *Settings) { s.Worker.Mode, s.Worker.Job, s.Worker.Heartbeat = ModeDispatch, "j", "20s" },
+		"and with --work": func(s *Settings) {
+			s.Worker.Mode, s.Worker.Job, s.Worker.Work, s.Worker.Heartbeat, s.Output.Commit, s.Output.Journal = ModeDispatch, "j", "", "1m", CommitJournal, "consul:q"
 		},
 		"nowhere to":           func(s *Settings) { s.Divert.Over = "1MiB" },
 		"over \"much\"":        func(s *Settings) { s.Divert.To, s.Divert.Over = "big", "much" },

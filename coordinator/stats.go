@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"encoding/json"
 	"maps"
 	"sort"
 	"time"
@@ -58,6 +59,10 @@ type ItemView struct {
 	SinceS   float64        `json:"since_s"`
 	RetryMS  int64          `json:"retry_in_ms,omitempty"`
 	Attempts []item.Attempt `json:"attempts,omitempty"`
+	// Progress is what the running attempt says of how far it is: progress.json in its folder, or the body of /extend.
+	Progress json.RawMessage `json:"progress,omitempty"`
+
+	task *item.Task // of a running attempt
 }
 
 func (m *machine) stats() Stats {
@@ -98,6 +103,9 @@ func (m *machine) views(now clock.Instant, id string, limit int) []ItemView {
 	out := []ItemView{}
 	for _, it := range found[:min(limit, len(found))] {
 		v := ItemView{ID: it.id, State: it.state, Key: it.key, Attempt: counted(it.env.History) + 1, SinceS: now.Sub(it.since).Seconds(), Attempts: it.env.History}
+		if it.state == item.Running && it.call != nil {
+			v.Progress, v.task = it.progress, m.task(it, it.call)
+		}
 		if it.state == item.Held && it.notBefore > now {
 			v.RetryMS = it.notBefore.Sub(now).Round(time.Millisecond).Milliseconds()
 		}

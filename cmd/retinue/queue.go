@@ -17,6 +17,7 @@ import (
 
 	"retinue/coordinator"
 	"retinue/coordinator/item"
+	"retinue/coordinator/worker"
 	"retinue/internal/hint"
 )
 
@@ -385,6 +386,9 @@ func printItem(cmd *cobra.Command, asJSON bool, it coordinator.Item) error {
 	}
 	fmt.Fprintln(w)
 	printAttempts(w, it.Attempts)
+	if it.Progress != nil {
+		fmt.Fprintf(w, "  progress %s\n", item.Printable(string(it.Progress), worker.MaxProgress))
+	}
 	for _, f := range it.Files {
 		fmt.Fprintf(w, "  %s/%s  %d bytes\n", it.Output, f.Name, f.Size)
 	}

@@ -128,6 +128,7 @@ func (f *coordinatorFlags) add(cmd *cobra.Command) {
 	text("gather", "queue that gets one item when all parts of a group are committed", func(s *coordinator.Settings) *string { return &s.Output.Gather })
 	text("keep", "how long records and outputs are kept, like 7d; default for ever", func(s *coordinator.Settings) *string { return &s.Output.Keep })
 	text("dead", "queue of dead letters; default STAGE-dead", func(s *coordinator.Settings) *string { return &s.DeadLetter.Queue })
+	text("dead-keep", "remove dead letters that are older, like 30d; without it they stay", func(s *coordinator.Settings) *string { return &s.DeadLetter.Keep })
 	text("divert", "queue of another coordinator with --stage QUEUE, which gets the items that are too large, take too long or crash too often here", func(s *coordinator.Settings) *string { return &s.Divert.To })
 	text("divert-over", "divert items whose payload is larger, like 100MiB; default none for its size", func(s *coordinator.Settings) *string { return &s.Divert.Over })
 	text("stage", "whose items these are, where another coordinator diverts them to this queue: its --queue; default --queue", func(s *coordinator.Settings) *string { return &s.Stage })

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -35,12 +36,14 @@ type Dispatch struct {
 	Folders Folders
 	Codes   ExitCodes
 	Beat    func(id string, again bool)
+	Signs   Signs // in the folders of children
 	// Outstanding bounds the children of Job that wait or run, whichever coordinator made them; 0 is MaxOutstanding.
 	Outstanding int
 
 	mu     sync.Mutex
 	parent *parent
 	looked time.Time
+	dirs   sync.Map // folders of the attempts that are waited for, by item
 
 	room room
 }
@@ -96,6 +99,15 @@ func (w *Dispatch) Close() error { return nil }
 
 // Discard implements Worker.
 func (w *Dispatch) Discard(o *Output) { discard(o) }
+
+// Progress implements Progressive.
+func (w *Dispatch) Progress(task *item.Task) json.RawMessage {
+	dir, ok := w.dirs.Load(task.ID)
+	if !ok {
+		return nil
+	}
+	return progressOf(dir.(string))
+}
 
 // sweep removes what coordinators that died left of children that have ended, or never began.
 func (w *Dispatch) sweep() {
@@ -222,7 +234,13 @@ func (w *Dispatch) attempt(ctx context.Context, task *item.Task, again int) (v V
 	if err != nil {
 		return v, false
 	}
+	if dir != "" {
+		w.dirs.Store(task.ID, dir)
+		defer w.dirs.Delete(task.ID)
+	}
+	stop := w.Signs.follow(ctx, dir, task.ID)
 	v, first := w.await(ctx, task, child)
+	stop()
 	v = w.collect(dir, task, v)
 	return v, first && !created
 }

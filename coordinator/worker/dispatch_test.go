@@ -384,6 +384,33 @@ func TestDispatchStops(t *testing.T) {
 	}
 }
 
+// A child shows progress in its folder, which a coordinator that finds it sees too.
+func TestDispatchProgress(t *testing.T) {
+	n := newNomad(t)
+	work := t.TempDir()
+	for range 2 {
+		w, beats := n.dispatcher(work), make(chan bool, 1000)
+		w.Signs = Signs{Every: 5 * time.Millisecond, Beat: func(string, bool) { beats <- true }}
+		ctx, end := context.WithCancel(t.Context())
+		task := dispatchTask(1)
+		got := call(ctx, w, task)
+		if said := w.Progress(&item.Task{ID: "another"}); said != nil {
+			t.Errorf("another one: %s", said)
+		}
+		eventually(t, func() bool {
+			dirs, err := filepath.Glob(filepath.Join(work, "dispatch", "*", "input"))
+			return err == nil && len(dirs) == 1 && os.WriteFile(filepath.Join(filepath.Dir(dirs[0]), "progress.json"), []byte("[7]"), 0o666) == nil
+		})
+		eventually(t, func() bool { return string(w.Progress(task)) == "[7]" })
+		<-beats
+		end()
+		<-got
+		if said := w.Progress(task); said != nil {
+			t.Errorf("of a call that is over: %s", said)
+		}
+	}
+}
+
 // A job that cannot work is refused at once, with what to do; a Nomad that does not answer, or refuses, burns no attempt.
 func TestDispatchRefuses(t *testing.T) {
 	group := func(driver string) []any {

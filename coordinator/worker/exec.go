@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,6 +54,7 @@ type Exec struct {
 	Command []string
 	Codes   ExitCodes
 	Grace   time.Duration // between SIGTERM and SIGKILL
+	Signs   Signs
 	lock    *os.File
 }
 
@@ -76,13 +78,20 @@ func (w *Exec) Call(ctx context.Context, tasks []*item.Task) []Verdict {
 		discard(&Output{Dir: dir})
 		return []Verdict{inputVerdict(err)}
 	}
+	stop := w.Signs.follow(ctx, dir, task.ID)
 	v := w.run(ctx, dir, filepath.Join(dir, "input"), environment(task, dir))
+	stop()
 	if v.Kind == Ack {
 		if err := keepStdout(dir); err != nil {
 			return []Verdict{{Kind: Infra, Reason: err.Error(), Output: &Output{Dir: dir}}}
 		}
 	}
 	return []Verdict{w.Folders.collect(dir, task, v)}
+}
+
+// Progress implements Progressive.
+func (w *Exec) Progress(task *item.Task) json.RawMessage {
+	return progressOf(filepath.Join(w.Folders.Work, runDir, task.Attempt))
 }
 
 func environment(task *item.Task, dir string) []string {

@@ -102,7 +102,7 @@ func (w *HTTP) judge(ctx context.Context, task *item.Task, promise *accepted, an
 	case <-w.promised(promise):
 		v := *promise.verdict
 		if v.Kind == Ack && w.To && v.Output != nil && len(v.Output.Next) == 0 {
-			v.Output.Next = nextOf(v.Output.Result, v.Output.ResultType)
+			v = withNext(v, v.Output.Result, v.Output.ResultType)
 		}
 		return []Verdict{v}
 	case <-ctx.Done():
@@ -180,20 +180,32 @@ func (w *HTTP) answer(a *reply) Verdict {
 			v.Output.Result, v.Output.ResultType = data, contentType
 		}
 		if w.To {
-			v.Output.Next = nextOf(data, contentType)
+			v = withNext(v, data, contentType)
 		}
 	}
 	return v
 }
 
-// nextOf makes messages of an answer: one, or one for each line of NDJSON.
-func nextOf(data []byte, contentType string) []item.Message {
-	media, _, _ := mime.ParseMediaType(contentType)
-	if media != "application/x-ndjson" {
-		if len(data) == 0 {
-			return nil
-		}
-		return []item.Message{{Body: data, ContentType: contentType}}
+// withNext adds the messages of an answer to a verdict, which it is no longer when they cannot be read.
+func withNext(v Verdict, data []byte, contentType string) Verdict {
+	next, err := nextOf(data, contentType)
+	if err != nil {
+		return Verdict{Kind: Retry, Reason: "the worker wrote what is no message: " + err.Error()}
+	}
+	v.Output.Next = next
+	return v
+}
+
+// nextOf makes messages of an answer: one, or one for each line of NDJSON or part of multipart/mixed.
+func nextOf(data []byte, contentType string) ([]item.Message, error) {
+	media, params, _ := mime.ParseMediaType(contentType)
+	switch {
+	case len(data) == 0:
+		return nil, nil
+	case media == "multipart/mixed":
+		return ParseParts(data, params["boundary"])
+	case media != "application/x-ndjson":
+		return []item.Message{{Body: data, ContentType: contentType}}, nil
 	}
 	var out []item.Message
 	for line := range bytes.Lines(data) {
@@ -201,7 +213,7 @@ func nextOf(data []byte, contentType string) []item.Message {
 			out = append(out, item.Message{Body: bytes.Clone(line), ContentType: "application/json"})
 		}
 	}
-	return out
+	return out, nil
 }
 
 // byStatus is the table of the contract.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +105,40 @@ func TestHTTPConnections(t *testing.T) {
 	cancel(ErrHeartbeat)
 	if v := NewHTTP(stuck.URL).Call(ctx, []*item.Task{task("a", "x")})[0]; v.Kind != TimedOut {
 		t.Errorf("stuck: %+v", v)
+	}
+}
+
+// A part of an answer is a message, with its bytes as they are; an answer that is cut off is none at all.
+func TestHTTPParts(t *testing.T) {
+	parts := "--x\r\nContent-Type: image/png\r\nRetinue-Key: k\r\nRetinue-Priority: 2\r\nRetinue-Delay: 90s\r\nItem-Page: 1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\na=3D\r\nb\r\n--x\r\n\r\n\r\n--x--\r\n"
+	for name, c := range map[string]struct {
+		contentType, body string
+		want              Verdict
+	}{
+		"two":         {"multipart/mixed; boundary=x", parts, Verdict{Kind: Ack}},
+		"cut off":     {"multipart/mixed; boundary=x", parts[:len(parts)-12], Verdict{Kind: Retry, Reason: "the worker wrote what is no message: multipart/mixed that does not end with its boundary"}},
+		"no boundary": {"multipart/mixed", parts, Verdict{Kind: Retry, Reason: "the worker wrote what is no message: multipart/mixed without a boundary"}},
+		"priority":    {"multipart/mixed; boundary=x", strings.Replace(parts, "Priority: 2", "Priority: 10", 1), Verdict{Kind: Retry, Reason: `the worker wrote what is no message: part 1: Retinue-Priority "10" is not between 0 and 9`}},
+		"delay":       {"multipart/mixed; boundary=x", strings.Replace(parts, "90s", "soon", 1), Verdict{Kind: Retry, Reason: `the worker wrote what is no message: part 1: Retinue-Delay "soon" is not a duration like 30s`}},
+	} {
+		srv := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", c.contentType)
+			io.WriteString(w, c.body)
+		})
+		w := NewHTTP(srv.URL)
+		w.To = true
+		v := w.Call(t.Context(), []*item.Task{task("a", "x")})[0]
+		if v.Kind != c.want.Kind || v.Reason != c.want.Reason {
+			t.Errorf("%s: %+v", name, v)
+			continue
+		}
+		if v.Kind != Ack {
+			continue
+		}
+		want := []item.Message{{Body: []byte("a=3D\r\nb"), ContentType: "image/png", Key: "k", Priority: 2, Delay: 90 * time.Second, Headers: map[string]string{"Item-Page": "1"}}, {Body: []byte{}}}
+		if !reflect.DeepEqual(v.Output.Next, want) {
+			t.Errorf("%s: %+v", name, v.Output.Next)
+		}
 	}
 }
 

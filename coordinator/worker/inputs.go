@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -35,6 +36,14 @@ func (w *Inputs) Complete(id string, fence uint64, v Verdict) bool {
 		Complete(id string, fence uint64, v Verdict) bool
 	})
 	return ok && async.Complete(id, fence, v)
+}
+
+// Progress implements Progressive, where the worker does.
+func (w *Inputs) Progress(task *item.Task) json.RawMessage {
+	if p, ok := w.Worker.(Progressive); ok {
+		return p.Progress(task)
+	}
+	return nil
 }
 
 // Call implements Worker.

@@ -3,6 +3,7 @@ package worker
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func FuzzParseStatus(f *testing.F) {
@@ -16,6 +17,16 @@ func FuzzParseStatus(f *testing.F) {
 	})
 }
 
+// A message may be delayed for as long as the broker takes; what is too much for a number is refused and not cut.
+func TestDelaysOfMessages(t *testing.T) {
+	for text, want := range map[string]time.Duration{`"72h"`: 72 * time.Hour, `172800`: 48 * time.Hour, `"1.5"`: 1500 * time.Millisecond, `null`: 0, `"-1s"`: -1, `"NaN"`: -1, `1e300`: -1, `"soon"`: -1} {
+		m, err := ParseNext([]byte(`{"body":"x","delay":` + text + `}`))
+		if want < 0 && err == nil || want >= 0 && (err != nil || m.Delay != want) {
+			t.Errorf("%s: %v, %v", text, m.Delay, err)
+		}
+	}
+}
+
 func FuzzParseNext(f *testing.F) {
 	f.Add([]byte(`{"body":"x","key":"k","priority":3,"delay":"5s"}`))
 	f.Add([]byte(`{"file":"a/b","delay":-1}`))
@@ -23,6 +34,23 @@ func FuzzParseNext(f *testing.F) {
 		m, err := ParseNext(data)
 		if err == nil && (m.Delay < 0 || m.Priority < 0 || m.Priority > 9) {
 			t.Errorf("%s: %+v", data, m)
+		}
+	})
+}
+
+func FuzzParseParts(f *testing.F) {
+	f.Add([]byte("--b\r\nContent-Type: image/png\r\nRetinue-Priority: 3\r\nRetinue-Delay: 5s\r\n\r\nPNG\r\n--b--\r\n"), "b")
+	f.Add([]byte("--b\n\nx\n--b--"), "b")
+	f.Fuzz(func(t *testing.T, data []byte, boundary string) {
+		messages, err := ParseParts(data, boundary)
+		total := 0
+		for _, m := range messages {
+			if total += len(m.Body); m.Delay < 0 || m.Priority < 0 || m.Priority > 9 {
+				t.Errorf("%q: %+v", data, m)
+			}
+		}
+		if err != nil && messages != nil || total > len(data) {
+			t.Errorf("%q: %d messages of %d bytes, and %v", data, len(messages), total, err)
 		}
 	})
 }

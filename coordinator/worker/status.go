@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -66,15 +67,20 @@ func parseRetryAfter(raw json.RawMessage) (time.Duration, error) {
 	if len(raw) == 0 || string(raw) == "null" {
 		return 0, nil
 	}
-	text := strings.Trim(string(raw), `"`)
-	d, err := time.ParseDuration(text)
-	if seconds, convErr := strconv.ParseFloat(text, 64); convErr == nil {
-		d, err = time.Duration(min(seconds, maxRetryAfter.Seconds())*float64(time.Second)), nil
-	}
-	if err != nil || d < 0 {
+	d, ok := parseDelay(strings.Trim(string(raw), `"`))
+	if !ok {
 		return 0, fmt.Errorf("status: retry_after %.40s is neither like \"30s\" nor a number of seconds", raw)
 	}
 	return min(d, maxRetryAfter), nil
+}
+
+// parseDelay reads a duration like 30s, or a number of seconds.
+func parseDelay(text string) (d time.Duration, ok bool) {
+	if seconds, err := strconv.ParseFloat(text, 64); err == nil {
+		return time.Duration(seconds * float64(time.Second)), seconds >= 0 && seconds <= math.MaxInt64/float64(2*time.Second)
+	}
+	d, err := time.ParseDuration(text)
+	return d, err == nil && d >= 0
 }
 
 const maxRetryAfter = 24 * time.Hour
@@ -107,10 +113,14 @@ func ParseNext(data []byte) (item.Message, error) {
 	if given != 1 {
 		return item.Message{}, fmt.Errorf("message: it has %d of body, body_base64 and file, want 1", given)
 	}
-	delay, err := parseRetryAfter(n.Delay)
+	delay := time.Duration(0)
+	if len(n.Delay) > 0 && string(n.Delay) != "null" {
+		var ok bool
+		if delay, ok = parseDelay(strings.Trim(string(n.Delay), `"`)); !ok {
+			return item.Message{}, fmt.Errorf("message: delay %.40s is neither like \"30s\" nor a number of seconds", n.Delay)
+		}
+	}
 	switch {
-	case err != nil:
-		return item.Message{}, fmt.Errorf("message: delay %.40s", n.Delay)
 	case n.Priority < 0 || n.Priority > 9:
 		return item.Message{}, fmt.Errorf("message: priority %d is not between 0 and 9", n.Priority)
 	}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -70,6 +71,11 @@ func (w *Watch) Close() error {
 // Discard implements Worker.
 func (w *Watch) Discard(o *Output) { discard(o) }
 
+// Progress implements Progressive.
+func (w *Watch) Progress(task *item.Task) json.RawMessage {
+	return progressOf(filepath.Join(w.Folders.Work, runDir, task.Attempt))
+}
+
 // see wakes the attempt that something happened to: its folder came to run, or a file came to its folder.
 func (w *Watch) see(number int32, _ uint32, name string) {
 	w.mu.Lock()
@@ -96,7 +102,7 @@ type claim struct {
 	run     string
 	claimed bool
 	locked  bool // was seen, or is said to have been
-	beat    time.Time
+	sign    sign
 }
 
 // Call implements Worker. It has one task.
@@ -224,8 +230,7 @@ func (w *Watch) look(c *claim) (Verdict, bool) {
 		}
 		return Verdict{Kind: Crashed, Reason: "the worker let go of the claim without a verdict"}, true
 	}
-	if info, err := os.Stat(filepath.Join(c.run, "heartbeat")); err == nil && info.ModTime().After(c.beat) {
-		c.beat = info.ModTime()
+	if c.sign.changed(c.run) {
 		w.Beat(c.task.ID, false)
 	}
 	return Verdict{}, false
