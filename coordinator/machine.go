@@ -84,6 +84,14 @@ type held struct {
 	failures  int         // of infrastructure, in a row
 }
 
+// named is the key as workers and people see it: the one that orders items here, or else the message's own.
+func (it *held) named() string {
+	if it.key != "" {
+		return it.key
+	}
+	return it.msg.Key
+}
+
 // call is one call of the worker.
 type call struct {
 	id       uint64

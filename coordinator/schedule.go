@@ -309,7 +309,7 @@ func (m *machine) task(it *held, c *call) *item.Task {
 		first = c.wall
 	}
 	n := counted(it.env.History) + 1
-	return &item.Task{Attempt: attemptName(it, n), ID: it.id, Stage: m.cfg.stage(), Key: it.key, N: n, Max: m.cfg.Attempts, Fence: it.fence, FirstSeen: first,
+	return &item.Task{Attempt: attemptName(it, n), ID: it.id, Stage: m.cfg.stage(), Key: it.named(), N: n, Max: m.cfg.Attempts, Fence: it.fence, FirstSeen: first,
 		Deadline: c.wall.Add(m.cfg.MaxRuntime), ContentType: it.env.ContentType, Headers: it.env.Headers, Input: it.env.Input, Body: it.msg.Body}
 }
 

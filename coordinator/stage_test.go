@@ -208,6 +208,28 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
+// A worker gets its item's key whether or not anything goes by it here.
+func TestKeysReachWorkers(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no order":         {func(*Config) {}, "k"},
+		"by the message":   {func(c *Config) { c.Keys = true }, "k"},
+		"by a header":      {func(c *Config) { c.Keys, c.Key = true, "Item-Tenant" }, "t"},
+		"by one not there": {func(c *Config) { c.Keys, c.Key = true, "Item-Other" }, "k"},
+	} {
+		cfg := quick()
+		c.change(&cfg)
+		s := startStage(t, memory.New(), cfg, commit.Journal{KV: &memoryKV{}}, workerFunc(func(_ context.Context, task *item.Task) worker.Verdict {
+			return worker.Verdict{Kind: worker.Ack, Output: &worker.Output{Result: []byte(task.Key), ResultType: "text/plain"}}
+		}))
+		if _, got := s.call(t, "POST", "/v1/queues/q/items?wait=30s", "x", "Idempotency-Key", "a", "Retinue-Key", "k", "Item-Tenant", "t"); got["result"] != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestCancelOfWhatNobodyHas(t *testing.T) {
 	ran := make(chan string, 10)
 	s := startStage(t, memory.New(), quick(), commit.Journal{KV: &memoryKV{}}, workerFunc(func(_ context.Context, task *item.Task) worker.Verdict {

@@ -102,7 +102,7 @@ func (m *machine) views(now clock.Instant, id string, limit int) []ItemView {
 	sort.Slice(found, func(i, j int) bool { return found[i].handle < found[j].handle })
 	out := []ItemView{}
 	for _, it := range found[:min(limit, len(found))] {
-		v := ItemView{ID: it.id, State: it.state, Key: it.key, Attempt: counted(it.env.History) + 1, SinceS: now.Sub(it.since).Seconds(), Attempts: it.env.History}
+		v := ItemView{ID: it.id, State: it.state, Key: it.named(), Attempt: counted(it.env.History) + 1, SinceS: now.Sub(it.since).Seconds(), Attempts: it.env.History}
 		if it.state == item.Running && it.call != nil {
 			v.Progress, v.task = it.progress, m.task(it, it.call)
 		}
