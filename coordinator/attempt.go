@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -127,7 +128,7 @@ func (m *machine) succeed(now clock.Instant, it *held, v worker.Verdict) {
 // fail notes a failed attempt, and decides whether there is another.
 func (m *machine) fail(now clock.Instant, c *call, it *held, class item.Class, v worker.Verdict) {
 	m.discard(it)
-	a := item.Attempt{N: counted(it.env.History) + 1, Class: class, Reason: v.Reason, Stderr: v.Stderr, Node: m.cfg.Node, Started: c.wall, Ended: m.wall()}
+	a := item.Attempt{N: counted(it.env.History) + 1, Class: class, Reason: v.Reason, Stderr: v.Stderr, Node: cmp.Or(v.Node, m.cfg.Node), Alloc: cmp.Or(v.Alloc, m.cfg.Alloc), Started: c.wall, Ended: m.wall()}
 	m.totals.Failed[class]++
 	m.emit(fxFailed{it.id, a, class.Counted()})
 	if !class.Counted() {

@@ -41,6 +41,8 @@ type Config struct {
 	Stage string
 	// ID names this coordinator, Node the machine, for people.
 	ID, Node string
+	// Alloc is the Nomad allocation that this runs in, "" outside of Nomad.
+	Alloc string
 
 	// Lease is how long a message stays ours without an extension; one is sent every third of it.
 	Lease time.Duration
@@ -96,6 +98,9 @@ type Config struct {
 
 	// Keep is how long records and outputs are kept, DeadKeep how long dead letters are; 0: until somebody deletes them.
 	Keep, DeadKeep time.Duration
+
+	// Worth is how long attempts should take at least, as each costs something to begin; 0 says nothing. A warning tells when they do not.
+	Worth time.Duration
 
 	// Drain is how long a stop waits for what runs.
 	Drain time.Duration

@@ -40,6 +40,7 @@ type Coordinator struct {
 	feed    *feed
 	metrics *metrics
 	times   *timetable
+	worth   *worth
 	dead    sync.Mutex // one look at the dead letters at a time
 
 	inbox    chan envelope
@@ -100,6 +101,7 @@ func New(cfg Config, parts Parts) (*Coordinator, error) {
 		m: newMachine(cfg, time.Now, jitter), calls: map[uint64]context.CancelCauseFunc{}, queues: map[string]source.Source{cfg.Queue: src}}
 	c.metrics = newMetrics(c)
 	c.times = newTimetable(c, cfg.Schedules)
+	c.worth = &worth{least: cfg.Worth, log: parts.Log}
 	return c, nil
 }
 

@@ -180,6 +180,7 @@ func (c *Coordinator) called(call uint64, verdicts []worker.Verdict, started tim
 	took := time.Since(started)
 	for _, v := range verdicts {
 		c.metrics.attempt(took, v.Kind)
+		c.worth.note(took, v.Kind)
 	}
 	c.post(evCalled{call, verdicts})
 }

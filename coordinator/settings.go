@@ -251,6 +251,9 @@ func (s Settings) Config() (Config, error) {
 		names[block.Name] = true
 		c.Schedules = append(c.Schedules, schedule)
 	}
+	if s.Worker.Mode == ModeDispatch {
+		c.Worth = dispatchWorth
+	}
 	if c.stage() != c.Queue { // the file of the stage's own coordinators will do: these are theirs alone
 		c.Schedules, c.Keep, c.DeadKeep = nil, 0, 0
 		if c.Divert == c.Queue {
@@ -262,6 +265,9 @@ func (s Settings) Config() (Config, error) {
 	}
 	return c, errors.Join(c.Validate(), s.check(c.Heartbeat))
 }
+
+// dispatchWorth is how long an item should take to be worth a job of its own: one takes about a second to begin, and Nomad's servers begin ten in that time.
+const dispatchWorth = 10 * time.Second
 
 // minDispatchBeat is the shortest heartbeat of a child: until it runs, each look at Nomad counts as one.
 const minDispatchBeat = 30 * time.Second

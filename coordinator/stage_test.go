@@ -174,7 +174,9 @@ func TestResultsByWaiting(t *testing.T) {
 }
 
 func TestDeadLetters(t *testing.T) {
-	s := startStage(t, memory.New(), quick(), commit.Journal{KV: &memoryKV{}}, workerFunc(upper))
+	cfg := quick()
+	cfg.Alloc = "a11oc"
+	s := startStage(t, memory.New(), cfg, commit.Journal{KV: &memoryKV{}}, workerFunc(upper))
 	for _, id := range []string{"a", "b", "c"} {
 		if status, got := s.call(t, "POST", "/v1/queues/q/items?wait=10s", "bad", "Idempotency-Key", id, "Item-Tenant", "x"); status != 200 || got["state"] != "dead" || got["class"] != "refused" {
 			t.Fatalf("%d %v", status, got)
@@ -187,7 +189,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	first := letters[0].(map[string]any)
 	attempt := first["attempts"].([]any)[0].(map[string]any)
-	if first["id"] != "a" || first["reason"] != "exit code 65" || first["body"] != "bad" || attempt["stderr"] != "no such picture" || attempt["node"] != "n" {
+	if first["id"] != "a" || first["reason"] != "exit code 65" || first["body"] != "bad" || attempt["stderr"] != "no such picture" || attempt["node"] != "n" || attempt["alloc"] != "a11oc" {
 		t.Errorf("%v", first)
 	}
 	// Tried again with another body, it has a record of its own.

@@ -403,7 +403,11 @@ func printItem(cmd *cobra.Command, asJSON bool, it coordinator.Item) error {
 
 func printAttempts(w io.Writer, attempts []item.Attempt) {
 	for _, a := range attempts {
-		fmt.Fprintf(w, "  attempt %d  %s after %s on %s: %s\n", a.N, a.Class, a.Ended.Sub(a.Started).Round(time.Millisecond), dash(a.Node), a.Reason)
+		where := dash(a.Node)
+		if a.Alloc != "" {
+			where += " (allocation " + a.Alloc[:min(len(a.Alloc), 8)] + ")" // as Nomad's own verbs show it
+		}
+		fmt.Fprintf(w, "  attempt %d  %s after %s on %s: %s\n", a.N, a.Class, a.Ended.Sub(a.Started).Round(time.Millisecond), where, a.Reason)
 		for line := range strings.Lines(strings.TrimSpace(a.Stderr)) {
 			fmt.Fprintf(w, "    | %s\n", strings.TrimRight(line, "\n"))
 		}

@@ -254,7 +254,7 @@ func patient(ctx context.Context, log hclog.Logger, open func(source.Options) (s
 
 // name fills in who this is.
 func (f *coordinatorFlags) name(cfg *coordinator.Config, getenv func(string) string) error {
-	cfg.ID, cfg.Node = f.id, f.node
+	cfg.ID, cfg.Node, cfg.Alloc = f.id, f.node, getenv("NOMAD_ALLOC_ID")
 	if cfg.Node == "" {
 		host, err := os.Hostname()
 		if err != nil {

@@ -58,6 +58,7 @@ type Attempt struct {
 	Reason  string    `json:"reason,omitempty"`
 	Stderr  string    `json:"stderr,omitempty"` // its end
 	Node    string    `json:"node,omitempty"`
+	Alloc   string    `json:"alloc,omitempty"` // Nomad's, of the worker
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended"`
 }

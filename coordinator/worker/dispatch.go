@@ -338,6 +338,7 @@ func (w *Dispatch) await(ctx context.Context, task *item.Task, child string) (v 
 		case err == nil:
 			index = next
 			if v, ended := w.judge(a); ended {
+				v.Node, v.Alloc = a.NodeName, a.ID
 				if v.Kind == Crashed { // Nomad would replace an allocation that was lost or drained, and nobody waits for that one
 					_ = w.stop(ctx, child)
 				}
@@ -361,6 +362,7 @@ func (w *Dispatch) await(ctx context.Context, task *item.Task, child string) (v 
 
 // alloc is a child's allocation.
 type alloc struct {
+	ID                string
 	ClientStatus      string
 	ClientDescription string
 	DesiredStatus     string

@@ -149,7 +149,7 @@ func (n *nomadOfChildren) ends(number int, status string, events ...map[string]a
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c.alloc = map[string]any{"ClientStatus": status, "DesiredStatus": "run", "NodeName": "node-7", "CreateIndex": 5, "TaskStates": map[string]any{"worker": map[string]any{"State": "dead", "Events": events}}}
+	c.alloc = map[string]any{"ID": "alloc-of-" + c.id, "ClientStatus": status, "DesiredStatus": "run", "NodeName": "node-7", "CreateIndex": 5, "TaskStates": map[string]any{"worker": map[string]any{"State": "dead", "Events": events}}}
 	n.bump()
 	return c
 }
@@ -217,7 +217,7 @@ func TestDispatchVerdicts(t *testing.T) {
 			got := call(t.Context(), w, dispatchTask(1))
 			c := n.ends(0, test.status, test.events...)
 			v := <-got
-			if v.Kind != test.kind || !strings.Contains(v.Reason, test.says) {
+			if v.Kind != test.kind || !strings.Contains(v.Reason, test.says) || v.Node != "node-7" || v.Alloc != "alloc-of-thumb/dispatch-0" {
 				t.Errorf("%+v", v)
 			}
 			if string(c.payload) != "payload" || c.meta["retinue_item"] != "photo 7/x" || c.meta["retinue_attempt"] != "1" || c.meta["retinue_fence"] != "" {

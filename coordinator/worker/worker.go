@@ -39,6 +39,8 @@ type Verdict struct {
 	RetryAfter time.Duration
 	Stderr     string
 	Output     *Output // of an attempt that has a folder, or that succeeded; the receiver discards it
+	// Node and Alloc say where the attempt was; "": where its coordinator is.
+	Node, Alloc string
 	// Whole says that the call failed as a whole and this item only with it.
 	Whole bool
 }
