@@ -75,19 +75,21 @@ func TestScalesItself(t *testing.T) {
 				vars["worker_command"], vars["worker_args"] = "", `["summary"]`
 			}
 			q := run(t, "work-queue", name, 3, vars)
-			leader := func() *harness.Alloc {
-				for _, a := range q.in("scaler") {
-					if st := q.scaling(a); st.Leader == st.Scaler {
-						return a
+			leader := func() (leads *harness.Alloc) {
+				t.Helper()
+				harness.Eventually(t, time.Minute, "a scaler leads", func(context.Context) error {
+					for _, a := range q.in("scaler") {
+						if st := q.scaling(a); st.Leader == st.Scaler {
+							leads = a
+							return nil
+						}
 					}
-				}
-				return nil
+					return errors.New("nobody leads")
+				})
+				return leads
 			}
 			harness.Eventually(t, time.Minute, "a scaler leads, and sees that there is nothing to do", func(context.Context) error {
 				a := leader()
-				if a == nil {
-					return errors.New("nobody leads")
-				}
 				if st := q.scaling(a); st.Decision == nil || st.Decision.Count != 0 || st.Trouble != "" {
 					return fmt.Errorf("%+v", st)
 				}
@@ -118,11 +120,7 @@ func TestScalesItself(t *testing.T) {
 					}
 					return nil
 				})
-				old := leader()
-				if old == nil {
-					t.Fatal("nobody leads")
-				}
-				q.Kill(old, "scaler")
+				q.Kill(leader(), "scaler")
 			} else {
 				q.put("scaler", 1, count-1)
 			}
@@ -139,9 +137,6 @@ func TestScalesItself(t *testing.T) {
 				return nil
 			})
 			a := leader()
-			if a == nil {
-				t.Fatal("nobody leads")
-			}
 			why := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", q.ID, "-group", "scaler", "-task", "scaler", "-alloc", a.ID, "scale")
 			for _, part := range []string{"leads", "formula   ceil(", "measured", "-> 0", "0 to 4 workers"} {
 				if !strings.Contains(why, part) {
