@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -215,7 +213,7 @@ func (f *coordinatorFlags) run(cmd *cobra.Command, args []string) error {
 	if c, err = coordinator.New(cfg, coordinator.Parts{Open: open, Owner: owner, Point: point, Worker: w, Clock: clock.Recent(), Log: log}); err != nil {
 		return errors.Join(err, w.Close())
 	}
-	listeners, err := openListeners(s.Listen, f.mode, log)
+	listeners, err := cli.Listen(s.Listen, f.mode, log)
 	if err != nil {
 		return errors.Join(err, w.Close())
 	}
@@ -270,34 +268,6 @@ func (f *coordinatorFlags) name(cfg *coordinator.Config, getenv func(string) str
 		cfg.ID = alloc + "@" + cfg.Node
 	}
 	return nil
-}
-
-// openListeners opens local addresses. None is allowed: a coordinator works without being asked.
-func openListeners(addrs []string, fileMode string, log hclog.Logger) (listeners []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-		}
-	}()
-	var mode fs.FileMode
-	if _, err := fmt.Sscanf(fileMode, "%o", &mode); err != nil || mode > 0o777 {
-		return nil, cli.Usage(hint.Wrap(fmt.Errorf("--socket-mode %q is not an octal file mode", fileMode), "use 0666 or 0660"))
-	}
-	for _, s := range addrs {
-		addr, err := listen.Parse(strings.TrimSpace(s))
-		if err != nil {
-			return listeners, cli.Usage(err)
-		}
-		l, err := listen.Listen(addr, mode)
-		if err != nil {
-			return listeners, err
-		}
-		listeners = append(listeners, l)
-		log.Info("listening", "address", addr.String())
-	}
-	return listeners, nil
 }
 
 // serveCoordinator works until ctx ends and what runs has finished. The listeners stay open meanwhile: asynchronous workers report there.

@@ -164,7 +164,7 @@ func (f *scalerFlags) run(cmd *cobra.Command) (err error) {
 	if dir := os.Getenv("NOMAD_ALLOC_DIR"); dir != "" && len(f.listen) == 0 {
 		f.listen = []string{"unix://" + dir + "/tmp/scaler.sock"}
 	}
-	listeners, err := openListeners(f.listen, f.mode, log)
+	listeners, err := cli.Listen(f.listen, f.mode, log)
 	if err != nil {
 		return err
 	}

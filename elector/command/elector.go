@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -16,7 +15,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"retinue/elector"
@@ -153,7 +151,7 @@ func (f *flags) withElector(cmd *cobra.Command, run func(*elector.Elector, []net
 	if err != nil {
 		return err
 	}
-	listeners, err := f.openListeners(log)
+	listeners, err := cli.Listen(f.listen, f.mode, log)
 	if err != nil {
 		return err
 	}
@@ -175,36 +173,6 @@ func (f *flags) withElector(cmd *cobra.Command, run func(*elector.Elector, []net
 	}
 	log.Info("elector stopped", "leadership_kept", el.Kept())
 	return err
-}
-
-func (f *flags) openListeners(log hclog.Logger) (listeners []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-		}
-	}()
-	var mode fs.FileMode
-	if _, err := fmt.Sscanf(f.mode, "%o", &mode); err != nil || mode > 0o777 {
-		return nil, cli.Usage(hint.Wrap(fmt.Errorf("--socket-mode %q is not an octal file mode", f.mode), "use 0666 or 0660"))
-	}
-	for _, s := range f.listen {
-		addr, err := listen.Parse(s)
-		if err != nil {
-			return listeners, cli.Usage(err)
-		}
-		l, err := listen.Listen(addr, mode)
-		if err != nil {
-			return listeners, err
-		}
-		listeners = append(listeners, l)
-		if addr.Network == "tcp" {
-			addr.Host = l.Addr().String() // with the port that was given for 0
-		}
-		log.Info("listening", "address", addr.String())
-	}
-	return listeners, nil
 }
 
 // runElector serves until ctx ends and the elector has let go of everything. The listeners stay open while it does, because
