@@ -100,13 +100,13 @@ func newQueueLsCmd() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), items)
 			}
 			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(tw, "ITEM\tSTATE\tATTEMPT\tFOR\tKEY\tLAST FAILURE")
+			fmt.Fprintln(tw, "ITEM\tSTATE\tATTEMPT\tFOR\tKEY\tPROGRESS\tLAST FAILURE")
 			for _, it := range items {
 				state := string(it.State)
 				if it.RetryMS > 0 {
 					state += " (again in " + (time.Duration(it.RetryMS) * time.Millisecond).String() + ")"
 				}
-				fmt.Fprintf(tw, "%s\t%s\t%d\t%s\t%s\t%s\n", it.ID, state, it.Attempt, seconds(it.SinceS), dash(it.Key), dash(lastFailure(it.Attempts)))
+				fmt.Fprintf(tw, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", it.ID, state, it.Attempt, seconds(it.SinceS), dash(it.Key), dash(item.Printable(string(it.Progress), 60)), dash(lastFailure(it.Attempts)))
 			}
 			return tw.Flush()
 		},
