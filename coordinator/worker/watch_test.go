@@ -140,6 +140,15 @@ func TestWatchHeartbeat(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(run, "heartbeat"), nil, 0o666))
 	for <-beats != "a" {
 	}
+	if said := w.Progress(task("a", "")); said != nil {
+		t.Errorf("a heartbeat alone tells %s", said)
+	}
+	must(t, os.WriteFile(filepath.Join(run, "progress.json"), []byte("{\"n\": 1}\n"), 0o666))
+	for <-beats != "a" {
+	}
+	if said := w.Progress(task("a", "")); string(said) != `{"n": 1}` {
+		t.Errorf("progress %q", said)
+	}
 	must(t, os.WriteFile(filepath.Join(run, "_DONE"), nil, 0o666))
 	<-ended
 }
