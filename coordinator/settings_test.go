@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"retinue/coordinator/worker"
 	"retinue/internal/hint"
 )
 
@@ -92,6 +93,33 @@ func TestSettings(t *testing.T) {
 		_, err := complete(change).Config()
 		if err == nil || !strings.Contains(err.Error()+" "+hint.Of(err), want) {
 			t.Errorf("%s: %v (%s)", want, err, hint.Of(err))
+		}
+	}
+}
+
+// Workers that have folders look there for signs as often as heartbeat needs, and not at all without one.
+func TestSignsAreLookedFor(t *testing.T) {
+	for heartbeat, want := range map[string]time.Duration{"0s": 0, "2s": 500 * time.Millisecond, "10m": time.Second} {
+		for _, mode := range []string{ModeExec, ModeDispatch} {
+			s := complete(func(s *Settings) {
+				s.Worker.Mode, s.Worker.Heartbeat, s.Worker.Work = mode, heartbeat, t.TempDir()
+				s.Worker.Job, s.Worker.Nomad = "j", "http://127.0.0.1:1"
+			})
+			w, err := s.NewWorker(nil, func(string, bool) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := worker.Signs{}
+			switch w := w.(type) {
+			case *worker.Exec:
+				got = w.Signs
+			case *worker.Dispatch:
+				got = w.Signs
+			}
+			if got.Every != want || got.Beat == nil {
+				t.Errorf("%s with heartbeat %s: %+v", mode, heartbeat, got)
+			}
+			w.Close()
 		}
 	}
 }
