@@ -389,8 +389,8 @@ func TestDispatchProgress(t *testing.T) {
 	n := newNomad(t)
 	work := t.TempDir()
 	for range 2 {
-		w, beats := n.dispatcher(work), make(chan bool, 1000)
-		w.Signs = Signs{Every: 5 * time.Millisecond, Beat: func(string, bool) { beats <- true }}
+		w, beats := n.dispatcher(work), make(chan string, 1000)
+		w.Signs = Signs{Every: 5 * time.Millisecond, Beat: func(id string, _ bool) { beats <- id }}
 		ctx, end := context.WithCancel(t.Context())
 		task := dispatchTask(1)
 		got := call(ctx, w, task)
@@ -402,7 +402,7 @@ func TestDispatchProgress(t *testing.T) {
 			return err == nil && len(dirs) == 1 && os.WriteFile(filepath.Join(filepath.Dir(dirs[0]), "progress.json"), []byte("[7]"), 0o666) == nil
 		})
 		eventually(t, func() bool { return string(w.Progress(task)) == "[7]" })
-		<-beats
+		beat(t, beats, task.ID)
 		end()
 		<-got
 		if said := w.Progress(task); said != nil {

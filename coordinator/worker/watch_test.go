@@ -133,19 +133,32 @@ func TestWatchTakenBack(t *testing.T) {
 	}
 }
 
+// beat waits for one of an item.
+func beat(t *testing.T, beats <-chan string, id string) {
+	t.Helper()
+	for late := time.After(30 * time.Second); ; {
+		select {
+		case got := <-beats:
+			if got == id {
+				return
+			}
+		case <-late:
+			t.Fatalf("no beat %q within 30 s", id)
+		}
+	}
+}
+
 func TestWatchHeartbeat(t *testing.T) {
 	w, beats := watching(t)
 	ready, run, ended := offer(t, t.Context(), w, task("a", ""))
 	must(t, os.Rename(ready, run))
 	must(t, os.WriteFile(filepath.Join(run, "heartbeat"), nil, 0o666))
-	for <-beats != "a" {
-	}
+	beat(t, beats, "a")
 	if said := w.Progress(task("a", "")); said != nil {
 		t.Errorf("a heartbeat alone tells %s", said)
 	}
 	must(t, os.WriteFile(filepath.Join(run, "progress.json"), []byte("{\"n\": 1}\n"), 0o666))
-	for <-beats != "a" {
-	}
+	beat(t, beats, "a")
 	if said := w.Progress(task("a", "")); string(said) != `{"n": 1}` {
 		t.Errorf("progress %q", said)
 	}
