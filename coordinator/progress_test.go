@@ -114,8 +114,10 @@ func TestProgressByExtension(t *testing.T) {
 		}
 		s.seen(t, "a", item.Running, c.seen)
 	}
-	verdicts <- worker.Verdict{Kind: worker.Retry, Reason: "again"}
-	if it := s.seen(t, "a", item.Running, ""); it["attempt"] != 2.0 {
+	verdicts <- worker.Verdict{Kind: worker.Retry, Reason: "again", Node: "child's", Alloc: "c41d"}
+	it := s.seen(t, "a", item.Running, "")
+	first := it["attempts"].([]any)[0].(map[string]any)
+	if it["attempt"] != 2.0 || first["node"] != "child's" || first["alloc"] != "c41d" { // of the worker, where it is not beside the coordinator
 		t.Errorf("the second attempt: %v", it)
 	}
 	verdicts <- worker.Verdict{Kind: worker.Ack, Output: &worker.Output{}}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -98,6 +99,21 @@ func TestExecContract(t *testing.T) {
 	next := got.Output.Next
 	if len(next) != 2 || string(next[0].Body) != "first" || string(next[1].Body) != "a/b s k 1 5 77\n" || next[1].Key != "k2" || next[1].Priority != 3 || next[1].Delay != 5*time.Second || next[1].Headers["a"] != "b" {
 		t.Errorf("next: %+v", next)
+	}
+}
+
+// What fetches inputs tells what its worker tells; one that has no folder tells nothing.
+func TestProgressBehindInputs(t *testing.T) {
+	w, it := shell(t, "", nil), task("a", "")
+	dir := filepath.Join(w.Folders.Work, "run", it.Attempt)
+	if err := errors.Join(os.MkdirAll(dir, 0o777), os.WriteFile(filepath.Join(dir, "progress.json"), []byte("7"), 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	if said := (&Inputs{Worker: w}).Progress(it); string(said) != "7" {
+		t.Errorf("%s", said)
+	}
+	if said := (&Inputs{Worker: NewHTTP("http://127.0.0.1:1/")}).Progress(it); said != nil {
+		t.Errorf("%s", said)
 	}
 }
 
