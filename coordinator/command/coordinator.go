@@ -53,11 +53,19 @@ the rest goes back to the queue, uncounted. A second SIGTERM ends at once.`,
 		Example: `  retinue coordinator --queue thumbs --broker memory: --done /shared/done --work /tmp/wq --listen unix:///tmp/c.sock -- ./thumbnail
   retinue coordinator --queue thumbs --broker nats://127.0.0.1:4222 --mode http --url http://127.0.0.1:9000/ --commit none
   retinue coordinator --config queue.hcl`,
-		Args: cobra.ArbitraryArgs,
+		Args: behindDash,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
 	f.add(cmd)
 	return cmd, f
+}
+
+// behindDash lets a command be behind -- alone: a word that was meant for something else must not become the worker.
+func behindDash(cmd *cobra.Command, args []string) error {
+	if at := cmd.ArgsLenAtDash(); len(args) > 0 && at != 0 {
+		return cli.Usage(hint.Wrap(fmt.Errorf("unexpected argument %q", args[0]), "the worker's command comes behind --, as in `-- ./thumbnail --small`"))
+	}
+	return nil
 }
 
 func (f *coordinatorFlags) add(cmd *cobra.Command) {

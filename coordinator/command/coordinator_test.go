@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
 
 	"retinue/coordinator"
 	"retinue/coordinator/source"
@@ -34,6 +35,23 @@ func TestCoordinatorFlags(t *testing.T) {
 	s, err := f.settings([]string{"work", "hard"}, func(name string) string { return map[string]string{"NOMAD_ALLOC_DIR": "/alloc"}[name] })
 	if err != nil || s.Worker.Slots != 3 || s.Queue != "flag" || s.Worker.Work != "/alloc/data/wq" || s.Listen[0] != "unix:///alloc/tmp/coordinator.sock" || len(s.Worker.Command) != 2 || s.Retry.Attempts != coordinator.DefaultSettings().Retry.Attempts {
 		t.Errorf("%v %+v", err, s)
+	}
+}
+
+// Only what is behind -- is the worker's command.
+func TestCommandBehindDash(t *testing.T) {
+	for line, want := range map[string]string{"": "", "--queue q": "", "-- cat": "", "--queue q -- cat -- x": "", "cat": `unexpected argument "cat"`, "coordinator -- cat": `unexpected argument "coordinator"`, "--queue q cat": `unexpected argument "cat"`} {
+		cmd := New(Brokers{})
+		cmd.RunE = func(*cobra.Command, []string) error { return nil }
+		cmd.SetArgs(strings.Fields(line))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		got := ""
+		if err := cmd.Execute(); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
 	}
 }
 
