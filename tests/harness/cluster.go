@@ -3,6 +3,7 @@ package harness
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -90,6 +91,19 @@ func (c *Cluster) Command(t T, path string, args ...string) string {
 		t.Fatalf("%s %s: %v\n%s", filepath.Base(path), strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// Action runs an action of a job and returns what it prints. It is run again while that is nothing: Nomad may lose the output of a command
+// that ends at once.
+func (c *Cluster) Action(t T, job string, args ...string) (out string) {
+	t.Helper()
+	Eventually(t, 30*time.Second, "an action of "+job+" prints something", func(context.Context) error {
+		if out = c.Command(t, NomadBinary(t), append([]string{"job", "action", "-job", job}, args...)...); strings.TrimSpace(out) == "" {
+			return errors.New("no output")
+		}
+		return nil
+	})
+	return out
 }
 
 // Job is a job that runs on a cluster.

@@ -21,20 +21,23 @@ func TestActions(t *testing.T) {
 			follower = a
 		}
 	}
-	action := func(a *harness.Alloc, name string) string {
+	ask := func(a *harness.Alloc, name string) string {
+		return c.Action(t, o.ID, "-group", "app", "-task", "elector", "-alloc", a.ID, name)
+	}
+	action := func(a *harness.Alloc, name string) string { // once: it changes something
 		return o.nomad("job", "action", "-job", o.ID, "-group", "app", "-task", "elector", "-alloc", a.ID, name)
 	}
 
-	status := action(leader, "status")
+	status := ask(leader, "status")
 	for _, want := range []string{o.ID, leader.ID[:8] + "@" + leader.NodeName, "connected", election, "leader", leader.App} {
 		if !strings.Contains(status, want) {
 			t.Errorf("status at the leader does not say %q:\n%s", want, status)
 		}
 	}
-	if status := action(follower, "status"); !strings.Contains(status, "follower") || !strings.Contains(status, leader.ID[:8]) {
+	if status := ask(follower, "status"); !strings.Contains(status, "follower") || !strings.Contains(status, leader.ID[:8]) {
 		t.Errorf("status at a follower does not name the leader:\n%s", status)
 	}
-	if out := action(follower, "stepdown"); !strings.Contains(out, "nothing is led here") {
+	if out := ask(follower, "stepdown"); !strings.Contains(out, "nothing is led here") {
 		t.Errorf("stepdown at a follower: %s", out)
 	}
 

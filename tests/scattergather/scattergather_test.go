@@ -233,7 +233,7 @@ func TestScatterGather(t *testing.T) {
 			t.Log("the job's actions")
 			root := s.in("root")[0]
 			for action, want := range map[string]string{"leaves": "1.0", "slow": "503"} {
-				out := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", s.ID, "-group", "root", "-task", "gather", "-alloc", root.ID, action)
+				out := c.Action(t, s.ID, "-group", "root", "-task", "gather", "-alloc", root.ID, action)
 				if !strings.Contains(out, want) {
 					t.Errorf("action %s does not show %q:\n%s", action, want, out)
 				}

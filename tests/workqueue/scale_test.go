@@ -137,7 +137,7 @@ func TestScalesItself(t *testing.T) {
 				return nil
 			})
 			a := leader()
-			why := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", q.ID, "-group", "scaler", "-task", "scaler", "-alloc", a.ID, "scale")
+			why := c.Action(t, q.ID, "-group", "scaler", "-task", "scaler", "-alloc", a.ID, "scale")
 			for _, part := range []string{"leads", "formula   ceil(", "measured", "-> 0", "0 to 4 workers"} {
 				if !strings.Contains(why, part) {
 					t.Errorf("the action says nothing of %q:\n%s", part, why)

@@ -291,7 +291,7 @@ func TestWorkQueue(t *testing.T) {
 			if out := q.retinue("worker", "to be or not to be\n", "queue", "put", "--id", "first", "--wait", "30s"); !strings.Contains(out, "attempt 1") || len(q.records(q.ID)) != count+1 {
 				t.Errorf("repeated: %s", out)
 			}
-			stats := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", q.ID, "-group", "worker", "-task", "coordinator", "-alloc", q.in("worker")[0].ID, "stats")
+			stats := c.Action(t, q.ID, "-group", "worker", "-task", "coordinator", "-alloc", q.in("worker")[0].ID, "stats")
 			if !strings.Contains(stats, q.ID) || !strings.Contains(stats, "running") {
 				t.Errorf("action stats:\n%s", stats)
 			}
@@ -360,7 +360,7 @@ func TestPipeline(t *testing.T) {
 		}
 		return nil
 	})
-	why := c.Command(t, harness.NomadBinary(t), "job", "action", "-job", q.ID, "-group", "scaler", "-task", "scaler", "scale")
+	why := c.Action(t, q.ID, "-group", "scaler", "-task", "scaler", "scale")
 	for _, part := range []string{q.ID + "-words  group words: ", q.ID + "-count  group count: ", "0 to 2 workers", "0 to 1 workers"} {
 		if !strings.Contains(why, part) {
 			t.Errorf("the action says nothing of %q:\n%s", part, why)
