@@ -204,9 +204,7 @@ func (w *Exec) supervise(ctx context.Context, p *process, said *stderr) (status 
 
 // await waits for the end of a command that takes longer, and ends it when the context does.
 func (w *Exec) await(ctx context.Context, p *process) (killed bool) {
-	stop := context.AfterFunc(ctx, p.interrupt)
-	defer stop()
-	if !p.wait(time.Time{}) {
+	if !p.waitFor(ctx) {
 		return false
 	}
 	p.signal(syscall.SIGTERM)

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"os"
 	"syscall"
@@ -59,9 +60,22 @@ func (p *process) watch() error {
 
 // wait waits until the process has ended, or until a time; the zero time is never. late: it has not ended.
 func (p *process) wait(until time.Time) (late bool) {
-	if p.ended.SetReadDeadline(until) != nil {
+	return p.ended.SetReadDeadline(until) == nil && p.blocked()
+}
+
+// waitFor waits until the process has ended, or a context has, which may have before. late: the process has not ended.
+func (p *process) waitFor(ctx context.Context) (late bool) {
+	if p.ended.SetReadDeadline(time.Time{}) != nil {
 		return false
 	}
+	// From here on nothing else sets the deadline: it would undo that of a context that ends in between.
+	stop := context.AfterFunc(ctx, p.interrupt)
+	defer stop()
+	return p.blocked()
+}
+
+// blocked waits until the process has ended, or until the deadline that is set.
+func (p *process) blocked() (late bool) {
 	conn, err := p.ended.SyscallConn()
 	if err != nil {
 		return false

@@ -135,3 +135,27 @@ func TestDeathOfCoordinator(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// A context that has ended before the wait, or ends as it begins, ends the wait.
+func TestWaitForAContextThatEnds(t *testing.T) {
+	p := startShell(t, "exec sleep 600")
+	defer func() { p.kill(); p.wait(time.Time{}); _, _ = p.reap() }()
+	for i := range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		if i%3 == 0 {
+			cancel()
+		} else {
+			go cancel()
+		}
+		late := make(chan bool, 1)
+		go func() { late <- p.waitFor(ctx) }()
+		select {
+		case is := <-late:
+			if !is {
+				t.Fatal("the process is said to have ended")
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("wait %d goes on after its context", i)
+		}
+	}
+}
