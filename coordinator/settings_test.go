@@ -19,6 +19,20 @@ func complete(change func(*Settings)) Settings {
 	return s
 }
 
+// Only a job each has to be worth it, and dead letters are the stage's own coordinators' to remove.
+func TestWhatModesAndStagesChange(t *testing.T) {
+	for mode, want := range map[string]time.Duration{ModeExec: 0, ModeDispatch: 10 * time.Second} {
+		if c, err := complete(func(s *Settings) { s.Worker.Mode, s.Worker.Job = mode, "j" }).Config(); err != nil || c.Worth != want {
+			t.Errorf("%s: %s, %v", mode, c.Worth, err)
+		}
+	}
+	for stage, want := range map[string]time.Duration{"": 720 * time.Hour, "p": 0} {
+		if c, err := complete(func(s *Settings) { s.Stage, s.DeadLetter.Keep = stage, "30d" }).Config(); err != nil || c.DeadKeep != want {
+			t.Errorf("stage %q: %s, %v", stage, c.DeadKeep, err)
+		}
+	}
+}
+
 func TestSettings(t *testing.T) {
 	if _, err := complete(func(*Settings) {}).Config(); err != nil {
 		t.Fatal(err)
