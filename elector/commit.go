@@ -271,7 +271,14 @@ func (m *machine) committed(now clock.Instant, ev evCommitted) {
 		m.applied(now, b, ev.result)
 	}
 	for _, op := range b.Ops {
-		m.settle(now, m.elections[op.Election])
+		e := m.elections[op.Election]
+		if e.current() { // the watch may have been faster than the answer, and may have shown what came behind the write or before it
+			if e.lock == lockHeld {
+				m.compare(now, e)
+			}
+			m.report(e, e.seen)
+		}
+		m.settle(now, e)
 	}
 }
 

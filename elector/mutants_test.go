@@ -45,6 +45,8 @@ var mutants = []struct {
 		"if s.Index < e.floor {", "if false {", "TestScripts", false},
 	{"a leader that does not mind a revoked lock", "observe.go",
 		"case e.lock == lockHeld && !ours:", "case e.lock == lockHeld && !ours && e.seen.Session != \"\":", "TestInvalidationHeard", false},
+	{"an answer that hides what the watch has shown before it", "commit.go",
+		"if e.lock == lockHeld {\n				m.compare", "if false {\n				m.compare", "TestScripts", false},
 	{"an update that takes the lock again", "consul.go",
 		"			add(i, kv(api.KVCheckIndex, key, \"\", nil, op.KeyIndex), false) // with", "			// with", "TestStoreConformance/consul", true},
 	{"an unlock that frees a lock taken later", "consul.go",

@@ -65,7 +65,7 @@ func (s *script) want(ev any, words ...string) {
 	}
 }
 
-// committed answers the batch under way: every operation's key gets modify index at (created at 20).
+// committed answers the batch under way: every operation's key gets modify index at (created at 20, where it is new).
 func (s *script) committed(at uint64, words ...string) {
 	s.t.Helper()
 	if s.m.committing == nil {
@@ -74,6 +74,9 @@ func (s *script) committed(at uint64, words ...string) {
 	keys := make([]KeyIndex, len(s.m.committing.Ops))
 	for i := range keys {
 		keys[i] = KeyIndex{Create: 20, Modify: at}
+		if seen := s.m.elections[s.m.committing.Ops[i].Election].seen; seen.Create != 0 {
+			keys[i].Create = seen.Create
+		}
 	}
 	s.want(evCommitted{result: Result{Applied: true, Keys: keys}}, words...)
 }
@@ -129,6 +132,21 @@ func TestScripts(t *testing.T) {
 	})
 	run("a vacancy ends leadership", func(s *script) {
 		s.observed(30, Entry{KeyIndex: KeyIndex{20, 30}}, "lost revoked", "vacant", "candidate")
+	})
+	run("a vacancy behind a write of ours, seen before its answer, ends leadership with the answer", func(s *script) {
+		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{20, 30}}, "update")
+		s.observed(32, Entry{KeyIndex: KeyIndex{20, 32}})
+		s.committed(31, "lost revoked", "vacant", "candidate")
+	})
+	run("also where the write was refused for the lock-delay behind that vacancy", func(s *script) {
+		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{20, 30}}, "update")
+		s.observed(32, Entry{KeyIndex: KeyIndex{20, 32}})
+		s.refused(ReasonLockDelay, "lost revoked", "vacant")
+	})
+	run("so does somebody else's lock", func(s *script) {
+		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{20, 30}}, "update")
+		s.observed(32, Entry{Session: "other", KeyIndex: KeyIndex{20, 32}})
+		s.committed(31, "lost superseded", "leader_changed", "candidate")
 	})
 	run("a key that was made anew is not ours, even if it names us", func(s *script) {
 		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{28, 30}}, "lost key_deleted", "unlock")
