@@ -2,11 +2,7 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -103,50 +99,5 @@ func TestHoldRefusal(t *testing.T) {
 	}
 	if err := refusal("x", []byte("sh: @retinue: not found")); !strings.Contains(err.Error(), "does not run task x") {
 		t.Error(err)
-	}
-}
-
-// Nomad's stream of a short command can end before its answer, or in the midst of it.
-func TestAnswerThatWasLost(t *testing.T) {
-	lost := io.ErrUnexpectedEOF
-	for _, c := range []struct {
-		name   string
-		method string
-		out    io.Writer
-		errs   []error // of one try after the other
-		writes string  // of each try, before its error
-		tries  int
-		want   string
-		fails  bool
-	}{
-		{"at once", "GET", new(bytes.Buffer), []error{nil}, "answer", 1, "answer", false},
-		{"lost twice", "GET", new(bytes.Buffer), []error{lost, lost, nil}, "answer", 3, "answer", false},
-		{"lost for good", "GET", new(bytes.Buffer), []error{lost, lost, lost, nil}, "", 3, "", true},
-		{"another error", "GET", new(bytes.Buffer), []error{errors.New("Permission denied"), nil}, "", 1, "", true},
-		{"no question", "POST", new(bytes.Buffer), []error{lost, nil}, "", 1, "", true},
-		{"nobody listens", "GET", io.Discard, []error{lost, nil}, "answer", 2, "", false},
-		{"a stream that has begun", "GET", new(strings.Builder), []error{lost, nil}, "answer", 1, "answer", true},
-		{"a stream that has not", "GET", new(strings.Builder), []error{lost, nil}, "", 2, "", false},
-	} {
-		tries := 0
-		_, err := askAgain(t.Context(), c.method, c.out, func(to io.Writer) (int, error) {
-			if _, err := io.WriteString(to, c.writes); err != nil {
-				t.Error(err)
-			}
-			tries++
-			return 0, c.errs[tries-1]
-		})
-		said := ""
-		if out, ok := c.out.(fmt.Stringer); ok {
-			said = out.String()
-		}
-		if tries != c.tries || said != c.want || (err != nil) != c.fails {
-			t.Errorf("%s: %d tries, %q, %v", c.name, tries, said, err)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := askAgain(ctx, "GET", io.Discard, func(io.Writer) (int, error) { return 0, lost }); !errors.Is(err, lost) {
-		t.Errorf("given up: %v", err)
 	}
 }

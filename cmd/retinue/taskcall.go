@@ -16,6 +16,7 @@ import (
 
 	"retinue/internal/hint"
 	"retinue/internal/lifecycle/manage"
+	"retinue/internal/nomadkit"
 )
 
 const reachNomad = "NOMAD_ADDR must reach Nomad and NOMAD_TOKEN needs read-job and alloc-exec in the task's namespace; on the local cluster: eval \"$(retinue dev env)\""
@@ -98,10 +99,7 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 	if body != "" {
 		command = append(command, body)
 	}
-	code, err := askAgain(ctx, method, stdout, func(to io.Writer) (int, error) {
-		sizes := make(chan nomad.TerminalSize)
-		return client.Allocations().Exec(ctx, alloc, task, false, command, strings.NewReader(""), to, io.Discard, sizes, nil)
-	})
+	code, err := nomadkit.Exec(ctx, client, alloc, task, command, stdout, io.Discard)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errNoAnswer) {
 			return false, unmanaged(shortID(alloc.ID) + "/" + task)
@@ -119,38 +117,6 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 		return false, unmanaged(shortID(alloc.ID) + "/" + task)
 	}
 	return code == 0, nil
-}
-
-// askAgain asks, and again when Nomad's stream of a short command has ended before its answer, or before the end of it. Only a
-// question may be asked again, and only while nothing of an answer is where it cannot be taken back.
-func askAgain(ctx context.Context, method string, stdout io.Writer, ask func(io.Writer) (int, error)) (code int, err error) {
-	written := &written{w: stdout}
-	buffer, _ := stdout.(*bytes.Buffer)
-	for try := 1; ; try++ {
-		code, err = ask(written)
-		if err == nil || ctx.Err() != nil || method != "GET" || try == 3 || !strings.Contains(err.Error(), "EOF") {
-			return code, err
-		}
-		switch {
-		case buffer != nil:
-			buffer.Truncate(buffer.Len() - written.n)
-			written.n = 0
-		case stdout != io.Discard && written.n > 0:
-			return code, err
-		}
-	}
-}
-
-// written counts what is written.
-type written struct {
-	w io.Writer
-	n int
-}
-
-func (w *written) Write(p []byte) (int, error) {
-	n, err := w.w.Write(p)
-	w.n += n
-	return n, err
 }
 
 // denied says that Nomad's ACL has refused a request.

@@ -16,6 +16,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"retinue/internal/devcluster"
+	"retinue/internal/nomadkit"
 	"retinue/tests/harness"
 )
 
@@ -88,8 +89,7 @@ func parent(pid int) int {
 func (a *alloc) recovered(t *testing.T) {
 	t.Helper()
 	harness.Eventually(t, 90*time.Second, "the driver answers for the task again", func(context.Context) error {
-		code, err := a.w.Nomad.Allocations().Exec(context.Background(), a.info(t), "app", false, []string{"@retinue", "GET", "/v1/task"},
-			strings.NewReader(""), new(strings.Builder), new(strings.Builder), nil, nil)
+		code, err := nomadkit.Exec(context.Background(), a.w.Nomad, a.info(t), "app", []string{"@retinue", "GET", "/v1/task"}, new(strings.Builder), new(strings.Builder))
 		if err != nil {
 			return err
 		}

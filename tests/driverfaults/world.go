@@ -16,6 +16,7 @@ import (
 
 	"retinue/internal/devcluster"
 	"retinue/internal/lifecycle/manage"
+	"retinue/internal/nomadkit"
 	"retinue/tests/drivercluster"
 )
 
@@ -157,7 +158,7 @@ func (w *world) ask(ctx context.Context, stub *nomad.AllocationListStub, method,
 	defer cancel()
 	var out, errs strings.Builder
 	alloc := &nomad.Allocation{ID: stub.ID, NodeID: stub.NodeID, Namespace: stub.Namespace}
-	code, err := w.cluster.Nomad.Allocations().Exec(ctx, alloc, taskName, false, []string{manage.Prefix, method, path}, strings.NewReader(""), &out, &errs, nil, nil)
+	code, err := nomadkit.Exec(ctx, w.cluster.Nomad, alloc, taskName, []string{manage.Prefix, method, path}, &out, &errs)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("exit code %d: %s%s", code, out.String(), errs.String())
 	}
