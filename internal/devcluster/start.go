@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
 
+	"retinue/internal/devcluster/procfs"
 	"retinue/internal/hint"
 )
 
@@ -20,6 +22,7 @@ import (
 func (u *upper) startAll(ctx context.Context, c *Cluster) error {
 	p := c.state.Plan
 	u.emit(Step{Text: fmt.Sprintf("starting the agents of %d nodes", len(p.Nodes)), Progress: true})
+	c.forgetDead()
 	if err := c.startKinds(ConsulServer); err != nil {
 		return err
 	}
@@ -64,6 +67,14 @@ func (u *upper) startAll(ctx context.Context, c *Cluster) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state.save()
+}
+
+// forgetDead forgets the agents that died before: whoever waits for the first ones to answer would take those that are started later
+// for ones that have died since.
+func (c *Cluster) forgetDead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.state.Agents, func(_ string, p procfs.Process) bool { return !c.proc.Alive(p) })
 }
 
 func (c *Cluster) startKinds(kinds ...string) error {

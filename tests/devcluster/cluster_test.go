@@ -140,6 +140,33 @@ func TestAgentsComeBack(t *testing.T) {
 	}
 }
 
+// TestAfterAReboot: every agent is gone, and what up waits for first is not taken for the death of what it starts last.
+func TestAfterAReboot(t *testing.T) {
+	t.Parallel()
+	cfg := config(t)
+	cfg.ACL = true
+	c := up(t, cfg)
+	before := pids(c)
+	for _, a := range c.Agents() {
+		if err := a.Kill(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	harness.Eventually(t, 20*time.Second, "all agents are down", func(context.Context) error {
+		for name, pid := range pids(c) {
+			if pid != 0 {
+				return fmt.Errorf("%s runs", name)
+			}
+		}
+		return nil
+	})
+	for name, pid := range pids(up(t, cfg)) {
+		if pid == 0 || pid == before[name] {
+			t.Errorf("%s: pid %d, before %d", name, pid, before[name])
+		}
+	}
+}
+
 // TestPausedAgents holds that agents which accept connections and never answer
 // hold up neither status nor down.
 func TestPausedAgents(t *testing.T) {

@@ -44,6 +44,7 @@ type Stat struct {
 	Command string
 	State   byte
 	Parent  int
+	Threads int
 	Start   uint64
 }
 
@@ -71,18 +72,23 @@ func parseStat(line string) (Stat, error) {
 	if err != nil {
 		return Stat{}, fmt.Errorf("parent of %q: %w", line, err)
 	}
+	threads, err := strconv.Atoi(fields[17])
+	if err != nil {
+		return Stat{}, fmt.Errorf("threads of %q: %w", line, err)
+	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
 		return Stat{}, fmt.Errorf("start time of %q: %w", line, err)
 	}
-	return Stat{Command: line[open+1 : shut], State: fields[0][0], Parent: parent, Start: start}, nil
+	return Stat{Command: line[open+1 : shut], State: fields[0][0], Parent: parent, Threads: threads, Start: start}, nil
 }
 
 // Lookup returns the identity of a running pid; false when there is none or it
-// is only a zombie that nobody has waited for.
+// is only a zombie that nobody has waited for. A zombie with threads is one whose
+// first thread has ended before the others: they still hold its files and ports.
 func (f FS) Lookup(pid int) (Process, bool) {
 	st, err := f.Stat(pid)
-	if err != nil || st.State == 'Z' || st.State == 'X' {
+	if err != nil || st.State == 'Z' && st.Threads <= 1 || st.State == 'X' {
 		return Process{}, false
 	}
 	return Process{PID: pid, Start: st.Start}, true

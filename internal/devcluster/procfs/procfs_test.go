@@ -15,21 +15,42 @@ import (
 func TestParseStat(t *testing.T) {
 	tail := " 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1000 20 18446744073709551615"
 	for line, want := range map[string]Stat{
-		"17 (consul) S" + tail:              {Command: "consul", State: 'S', Parent: 1, Start: 98765},
-		"17 (a b) R" + tail:                 {Command: "a b", State: 'R', Parent: 1, Start: 98765},
-		"17 (evil) Z 1 (x) S" + tail:        {Command: "evil) Z 1 (x", State: 'S', Parent: 1, Start: 98765},
-		"17 (()) Z" + tail:                  {Command: "()", State: 'Z', Parent: 1, Start: 98765},
-		"17 (new\nline) S" + tail:           {Command: "new\nline", State: 'S', Parent: 1, Start: 98765},
-		"17 () S" + tail + " and more here": {Command: "", State: 'S', Parent: 1, Start: 98765},
+		"17 (consul) S" + tail:              {Command: "consul", State: 'S', Parent: 1, Threads: 1, Start: 98765},
+		"17 (a b) R" + tail:                 {Command: "a b", State: 'R', Parent: 1, Threads: 1, Start: 98765},
+		"17 (evil) Z 1 (x) S" + tail:        {Command: "evil) Z 1 (x", State: 'S', Parent: 1, Threads: 1, Start: 98765},
+		"17 (()) Z" + tail:                  {Command: "()", State: 'Z', Parent: 1, Threads: 1, Start: 98765},
+		"17 (new\nline) S" + tail:           {Command: "new\nline", State: 'S', Parent: 1, Threads: 1, Start: 98765},
+		"17 () S" + tail + " and more here": {Command: "", State: 'S', Parent: 1, Threads: 1, Start: 98765},
 	} {
 		got, err := parseStat(line)
 		if err != nil || got != want {
 			t.Errorf("%q: %+v, %v; want %+v", line, got, err, want)
 		}
 	}
-	for _, line := range []string{"", "17", "17 (x", "17 x) S", "17 (x) S 1 2 3", "17 (x) S" + strings.Replace(tail, "98765", "soon", 1)} {
+	for _, line := range []string{"", "17", "17 (x", "17 x) S", "17 (x) S 1 2 3", "17 (x) S" + strings.Replace(tail, "98765", "soon", 1), "17 (x) S" + strings.Replace(tail, "0 1 0 98765", "0 few 0 98765", 1)} {
 		if got, err := parseStat(line); err == nil {
 			t.Errorf("%q: %+v, want an error", line, got)
+		}
+	}
+}
+
+// TestDying: the first thread of a process that is killed may end before the others, which still have its ports.
+func TestDying(t *testing.T) {
+	root := t.TempDir()
+	for _, c := range []struct {
+		state, threads string
+		runs           bool
+	}{{"S", "8", true}, {"Z", "8", true}, {"Z", "1", false}, {"X", "1", false}} {
+		dir := filepath.Join(root, "17")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		line := "17 (consul) " + c.state + " 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 " + c.threads + " 0 98765 1000 20 18446744073709551615"
+		if err := os.WriteFile(filepath.Join(dir, "stat"), []byte(line), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, runs := New(root).Lookup(17); runs != c.runs {
+			t.Errorf("state %s, %s threads: runs %t, want %t", c.state, c.threads, runs, c.runs)
 		}
 	}
 }
