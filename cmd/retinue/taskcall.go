@@ -99,7 +99,7 @@ func execTask(ctx context.Context, client *nomad.Client, alloc *nomad.Allocation
 	if body != "" {
 		command = append(command, body)
 	}
-	code, err := nomadkit.Exec(ctx, client, alloc, task, command, stdout, io.Discard)
+	code, err := nomadkit.AskDriver(ctx, client, alloc, task, command, stdout, io.Discard)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errNoAnswer) {
 			return false, unmanaged(shortID(alloc.ID) + "/" + task)

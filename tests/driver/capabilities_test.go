@@ -11,7 +11,6 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"retinue/internal/devcluster"
-	"retinue/internal/nomadkit"
 	"retinue/tests/harness"
 )
 
@@ -90,7 +89,7 @@ func TestCapabilitiesOfEachDriver(t *testing.T) {
 		a := w.run(t, job)
 		a.ask(t, "GET", "/count")
 		for i, file := range []string{filepath.Join(w.Dir(), "state.json"), "/bin/ls"} { // the host's alone, and what chroot_env gives
-			code, err := nomadkit.Exec(t.Context(), w.Nomad, a.info(t), "app", []string{a.program(driver), "cat", file}, new(strings.Builder), new(strings.Builder))
+			code, err := w.Nomad.Allocations().Exec(t.Context(), a.info(t), "app", false, []string{a.program(driver), "cat", file}, strings.NewReader(""), new(strings.Builder), new(strings.Builder), nil, nil)
 			if err != nil || (code == 0) != views[i] {
 				t.Errorf("%s: %s is there: %t (%v), want %t", driver, file, code == 0, err, views[i])
 			}

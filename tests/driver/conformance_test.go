@@ -347,7 +347,7 @@ func TestReplicate(t *testing.T) {
 	more := func() (int, string) {
 		t.Helper()
 		var out, errs strings.Builder
-		code, err := nomadkit.Exec(t.Context(), w.Nomad, a.info(t), "app", []string{"@retinue", "POST", "/v1/replicate", `{"add": 1}`}, &out, &errs)
+		code, err := nomadkit.AskDriver(t.Context(), w.Nomad, a.info(t), "app", []string{"@retinue", "POST", "/v1/replicate", `{"add": 1}`}, &out, &errs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -455,7 +455,7 @@ func TestRightsOfTheManagementAPI(t *testing.T) {
 		}
 		client.SetSecretID(token.SecretID)
 		var out, errs strings.Builder
-		_, err = nomadkit.Exec(t.Context(), client, a.info(t), "app", []string{"@retinue", "GET", "/v1/task"}, &out, &errs)
+		_, err = nomadkit.AskDriver(t.Context(), client, a.info(t), "app", []string{"@retinue", "GET", "/v1/task"}, &out, &errs)
 		return out.String() + errs.String(), err
 	}
 	if out, err := ask(`namespace "default" { capabilities = ["read-job", "list-jobs", "alloc-lifecycle"] }`); err == nil || !strings.Contains(err.Error(), "Permission denied") || strings.Contains(out, "phase") {

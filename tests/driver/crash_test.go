@@ -89,7 +89,7 @@ func parent(pid int) int {
 func (a *alloc) recovered(t *testing.T) {
 	t.Helper()
 	harness.Eventually(t, 90*time.Second, "the driver answers for the task again", func(context.Context) error {
-		code, err := nomadkit.Exec(context.Background(), a.w.Nomad, a.info(t), "app", []string{"@retinue", "GET", "/v1/task"}, new(strings.Builder), new(strings.Builder))
+		code, err := nomadkit.AskDriver(context.Background(), a.w.Nomad, a.info(t), "app", []string{"@retinue", "GET", "/v1/task"}, new(strings.Builder), new(strings.Builder))
 		if err != nil {
 			return err
 		}

@@ -158,7 +158,7 @@ func (w *world) ask(ctx context.Context, stub *nomad.AllocationListStub, method,
 	defer cancel()
 	var out, errs strings.Builder
 	alloc := &nomad.Allocation{ID: stub.ID, NodeID: stub.NodeID, Namespace: stub.Namespace}
-	code, err := nomadkit.Exec(ctx, w.cluster.Nomad, alloc, taskName, []string{manage.Prefix, method, path}, &out, &errs)
+	code, err := nomadkit.AskDriver(ctx, w.cluster.Nomad, alloc, taskName, []string{manage.Prefix, method, path}, &out, &errs)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("exit code %d: %s%s", code, out.String(), errs.String())
 	}

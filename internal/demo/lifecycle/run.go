@@ -141,7 +141,7 @@ func (p *play) ask(ctx context.Context, method, path string, v any) error {
 	defer cancel()
 	var out, errs bytes.Buffer
 	alloc := &nomad.Allocation{ID: p.alloc.ID, NodeID: p.alloc.NodeID, Namespace: p.alloc.Namespace}
-	code, err := nomadkit.Exec(ctx, p.Nomad, alloc, task, []string{manage.Prefix, method, path}, &out, &errs)
+	code, err := nomadkit.AskDriver(ctx, p.Nomad, alloc, task, []string{manage.Prefix, method, path}, &out, &errs)
 	if err == nil && code != 0 {
 		err = errors.New(strings.TrimSpace(out.String() + errs.String()))
 	}

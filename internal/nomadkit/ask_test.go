@@ -13,8 +13,8 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// TestExecSendsNoInput: whatever the agent gets after a short command has ended costs that command's output.
-func TestExecSendsNoInput(t *testing.T) {
+// TestAskDriverSendsNoInput: whatever the agent gets after a short command has ended costs that command's output.
+func TestAskDriverSendsNoInput(t *testing.T) {
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasSuffix(r.URL.Path, "/exec") {
 			http.NotFound(w, r)
@@ -55,7 +55,7 @@ func TestExecSendsNoInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out, errs strings.Builder
-	code, err := Exec(t.Context(), client, &nomad.Allocation{ID: "a", NodeID: "n"}, "app", []string{"@retinue", "GET", "/v1/task"}, &out, &errs)
+	code, err := AskDriver(t.Context(), client, &nomad.Allocation{ID: "a", NodeID: "n"}, "app", []string{"@retinue", "GET", "/v1/task"}, &out, &errs)
 	if code != 3 || err != nil || out.String() != "answer" || errs.String() != "" {
 		t.Errorf("code %d, %v, %q, %q", code, err, out.String(), errs.String())
 	}
