@@ -143,6 +143,13 @@ func TestScripts(t *testing.T) {
 		s.observed(32, Entry{KeyIndex: KeyIndex{20, 32}})
 		s.refused(ReasonLockDelay, "lost revoked", "vacant")
 	})
+	run("a write that was refused because the lock is gone waits for the watch to show it", func(s *script) {
+		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{20, 30}}, "update")
+		s.refused(ReasonNotHeld, "lost superseded", "candidate")
+		if e := s.m.elections["leader"]; e.lock != lockNone {
+			s.t.Errorf("lock %d", e.lock)
+		}
+	})
 	run("so does somebody else's lock", func(s *script) {
 		s.observed(30, Entry{Session: "s1", KeyIndex: KeyIndex{20, 30}}, "update")
 		s.observed(32, Entry{Session: "other", KeyIndex: KeyIndex{20, 32}})
